@@ -1,0 +1,273 @@
+"""The feature config as typed values. The types are the schema: `reading.py` turns YAML into them, `checks.py`
+tests what types cannot say. Durations are written `30s`, `10m`, `12h`, `7d` and arrive here as milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Source = Annotated[str, Meta(pattern=r"^(user|context|page)\.[A-Za-z_][A-Za-z0-9_]*$")]
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+DurationMs = Annotated[int, Meta(ge=0, extra={"duration": True})]
+
+
+class _Value(Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all config values: immutable, and a misspelt key is an error."""
+
+
+# Embedding tables ------------------------------------------------------------------------------------------------
+
+
+class DynamicVocabulary(_Value, frozen=True, tag_field="kind", tag="dynamic"):
+    """Ids earn a row by being seen; row 0 is padding, row 1 missing, then `oov_buckets` rows, then ids."""
+
+    capacity: Count
+    min_count: Count = 1
+    oov_buckets: Count = 1
+
+
+class RangeVocabulary(_Value, frozen=True, tag_field="kind", tag="range"):
+    """Integers 0 .. size-1; anything else shares one out-of-vocabulary row."""
+
+    size: Count
+
+
+class GraphTable(_Value, frozen=True, tag_field="lookup", tag="graph"):
+    """Rows that are trained, inside the model."""
+
+    dim: Count
+    vocabulary: DynamicVocabulary | RangeVocabulary
+
+
+class ExternalTable(_Value, frozen=True, tag_field="lookup", tag="external"):
+    """Vectors that live in the key-value store, one immutable set per epoch; too many for a graph."""
+
+    dim: Count
+    epoch: Name
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+# Features --------------------------------------------------------------------------------------------------------
+
+
+class ZScore(_Value, frozen=True):
+    """(x - mean) / std with statistics gathered as transitions come (Chan's merge); 0 until `min_count` were seen."""
+
+    min_count: Annotated[int, Meta(ge=2)] = 100
+    min_std: Positive = 1e-3
+    clip: Positive = 5.0
+
+
+class Missing(_Value, frozen=True):
+    """What stands in for an absent value. Without this rule an absent value is an error.
+
+    `fill` is a number for dense features (in raw units) or "mean", and is left out for the other kinds, which have
+    a row, a zero vector or a mask for it. `indicator` adds a 0/1 input that says that the value was absent.
+    """
+
+    fill: float | Literal["mean"] | None = None
+    indicator: bool = False
+
+
+class Dense(_Value, frozen=True, tag_field="kind", tag="dense"):
+    name: Name
+    source: Source
+    transform: Literal["none", "log1p", "logit", "sqrt"] = "none"
+    zscore: ZScore | None = None
+    missing: Missing | None = None
+
+
+class IdFeature(_Value, frozen=True, tag_field="kind", tag="id"):
+    name: Name
+    source: Source
+    embedding: Name
+    missing: Missing | None = None
+
+
+class HashedId(_Value, frozen=True, tag_field="kind", tag="hashed_id"):
+    name: Name
+    source: Source
+    buckets: Count
+    dim: Count
+    missing: Missing | None = None
+
+
+class Bits(_Value, frozen=True, tag_field="kind", tag="bits"):
+    """A history of yes and no packed in one unsigned integer; bit 0 is the newest."""
+
+    name: Name
+    source: Source
+    width: Annotated[int, Meta(ge=1, le=64)]
+    missing: Missing | None = None
+
+
+class ConvLayer(_Value, frozen=True):
+    filters: Count
+    kernel: Count
+
+
+class Conv1d(_Value, frozen=True, tag_field="kind", tag="conv1d"):
+    layers: Annotated[tuple[ConvLayer, ...], Meta(min_length=1)]
+    pool: Literal["max", "mean"] = "max"
+
+
+class Sequence(_Value, frozen=True, tag_field="kind", tag="sequence"):
+    """Ids in the order in which they happened (oldest first), looked up in an external table outside the graph."""
+
+    name: Name
+    source: Source
+    embedding: Name
+    max_len: Count
+    encoder: Conv1d
+    keep: Literal["newest", "oldest"] = "newest"
+    missing: Missing | None = None
+
+
+Feature = Dense | IdFeature | HashedId | Bits | Sequence
+
+
+# What the policy does --------------------------------------------------------------------------------------------
+
+
+class OrnsteinUhlenbeck(_Value, frozen=True):
+    """dt is 1. `sigma` is a fraction of half the action's range; left out, it is the largest for which a mean at
+    the baseline leaves a tenth of the mass on the bounds."""
+
+    theta: Annotated[float, Meta(gt=0, le=1)] = 0.15
+    sigma: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+class ActionDimension(_Value, frozen=True):
+    name: Name
+    baseline: float
+    range: tuple[float, float]
+    noise: OrnsteinUhlenbeck = OrnsteinUhlenbeck()
+
+
+class PayPlusAPhi(_Value, frozen=True, tag_field="kind", tag="pay_plus_a_phi"):
+    """score = click * (pay + a * phi), Meituan 2018; one action dimension, a = 1 is the baseline."""
+
+    phi: Positive
+
+
+class Exponents(_Value, frozen=True, tag_field="kind", tag="exponents"):
+    """score = click**a * pay**b; two action dimensions, both 1 at the baseline."""
+
+
+class Penalties(_Value, frozen=True):
+    """Magnitudes, subtracted. A page on which the user leaves without conversion pays both."""
+
+    page_without_conversion: NonNegative = 0.0
+    leave_without_conversion: NonNegative = 0.0
+
+
+class Reward(_Value, frozen=True):
+    weights: dict[Literal["click", "order", "dwell", "page_turn"], NonNegative]
+    penalties: Penalties = Penalties()
+    clip: tuple[float, float] | None = None
+
+
+# Stream ----------------------------------------------------------------------------------------------------------
+
+
+class Attribution(_Value, frozen=True):
+    """How long after a page feedback of a kind still counts; other kinds have the longer of the two."""
+
+    click: DurationMs = 600_000
+    order: DurationMs = 1_800_000
+
+
+class Stream(_Value, frozen=True):
+    attribution: Attribution = Attribution()
+    lateness: DurationMs = 5_000  # how long after its page's close the log may still stamp feedback
+    clock_skew: DurationMs = 1_000  # how far the clocks of two producers may disagree
+    session_gap: DurationMs = 1_800_000
+    max_pages: Count = 200  # of an episode
+    remember_closed: DurationMs = 3_600_000  # how long feedback for a closed page is known as late, not orphan
+    activation: Literal["immediate", "deferred"] = "immediate"
+    max_event_bytes: Count = 1_000_000
+
+
+# Learning --------------------------------------------------------------------------------------------------------
+
+
+class Ddpg(_Value, frozen=True, tag_field="kind", tag="ddpg"):
+    """Shared state tower, V, and per policy A and mu. Q = V + A; see `pipeline/learning/ddpg.py`."""
+
+    gamma: Annotated[float, Meta(ge=0, lt=1)]
+    tower: tuple[Count, ...] = (128, 64)
+    head: tuple[Count, ...] = (32,)
+    tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
+    target: Literal["none"] = "none"
+    learning_rate: Positive = 1e-3
+    actor_learning_rate: Positive = 1e-4
+    batch_size: Count = 256
+    replay: Count = 100_000  # transitions
+    updates_per_transition: NonNegative = 0.25
+    actor_after: Annotated[int, Meta(ge=0)] = 2_000  # transitions a policy explored, before its actor moves
+    seed: int = 1
+
+
+class Policy(_Value, frozen=True):
+    name: Name
+    kind: Literal["baseline", "learned"]
+
+
+class Bucket(_Value, frozen=True):
+    name: Name
+    policy: Name
+    slots: tuple[int, int]  # first and last, both included
+
+
+class Buckets(_Value, frozen=True):
+    """Users are hashed with the salt into slots; a bucket is a run of slots that one policy decides."""
+
+    salt: Annotated[str, Meta(min_length=1)]
+    assign: Annotated[tuple[Bucket, ...], Meta(min_length=1)]
+    slots: Count = 100
+    unit: Literal["user_id", "session_id"] = "user_id"
+
+
+class Publish(_Value, frozen=True):
+    """When the trainer writes a candidate, and the bounds of the checks that every version has to pass."""
+
+    every: DurationMs = 60_000
+    min_transitions: Annotated[int, Meta(ge=0)] = 100  # new ones since the last candidate
+    max_step_change: Fraction = (
+        0.2  # mean change of action over the probes against the last accepted version, in ranges
+    )
+    max_total_change: Fraction = 0.5  # the same against the last certified version
+    max_at_bounds: Fraction = 0.5  # share of probes whose action sits on a bound
+    max_fallback_share: Fraction = 0.2  # of the pages decided since the last candidate
+    max_loss: Positive = 1e6
+    probes: Count = 32
+    load_timeout: DurationMs = 60_000
+
+
+class FeatureConfig(_Value, frozen=True):
+    schema_version: Literal[1]
+    name: Name
+    kv_prefix: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]{0,15}$")]
+    features: Annotated[tuple[Feature, ...], Meta(min_length=1)]
+    fusion: PayPlusAPhi | Exponents
+    action: Annotated[tuple[ActionDimension, ...], Meta(min_length=1)]
+    reward: Reward
+    algorithm: Ddpg
+    policies: Annotated[tuple[Policy, ...], Meta(min_length=1)]
+    buckets: Buckets
+    embeddings: dict[Name, GraphTable | ExternalTable] = {}
+    stream: Stream = Stream()
+    publish: Publish = Publish()
+
+    def learned_policies(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.policies if p.kind == "learned")
+
+    def model_name(self, policy: str) -> str:
+        """The name under which TF-Serving knows a learned policy."""
+        return f"{self.name}_{policy}"
