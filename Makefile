@@ -1,0 +1,48 @@
+# Everything a fresh machine needs is Python >= 3.11 and make: `make demo` and `make test` set up the rest in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint format lock schema protos clean
+
+demo: $(READY)
+	$(BIN)/pageturn demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The lock names versions and hashes, no registry: each machine installs from the one it is set up for.
+lock: $(READY)
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --generate-hashes \
+		--no-emit-index-url --no-header -o requirements.lock
+
+# Files that are generated and committed; tests fail when one is out of date.
+schema: $(READY)
+	$(BIN)/pageturn schema > pipeline/events.schema.json
+
+protos: $(READY)
+	$(BIN)/python -m pipeline.serving.build_descriptors
+	$(BIN)/python -m pipeline.agent.build_protos
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Pageturn needs Python 3.11 or later; found $$($(PYTHON) --version). Set PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "uv>=0.5"
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
