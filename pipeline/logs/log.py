@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from pipeline.errors import PageturnError
+
 EVENTS = "events"  # raw, as producers wrote them
 SAMPLES = "samples"  # closed pages with their point-wise labels
 TRANSITIONS = "transitions"
@@ -17,7 +19,7 @@ LATE, ORPHANS, DUPLICATES, DEAD_LETTERS = "late", "orphans", "duplicates", "dead
 OUTPUTS = (SAMPLES, TRANSITIONS, EPISODES, LATE, ORPHANS, DUPLICATES, DEAD_LETTERS)
 
 
-class LogError(Exception):
+class LogError(PageturnError):
     """The log cannot be opened, read or written; says which one and what to do."""
 
 

@@ -1,0 +1,238 @@
+"""The `pageturn` command: wires the parts into processes. Each option can be given as an environment variable, too.
+
+TensorFlow and Beam are imported by the commands that need them, so that the others start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import PageturnError
+
+
+class _Commands(click.Group):
+    """A user's mistake is a message and exit status 1, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PageturnError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of the table below, in the order in which they are named."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names):
+            command = _OPTIONS[name](command)
+        return command
+
+    return decorate
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+_OPTIONS: dict[str, Any] = {
+    "config": click.option("--config", "config_path", type=_FILE, required=True, help="Feature config (YAML)."),
+    "log": click.option("--log", "log_url", required=True, help="Event log: file:///folder."),
+    "store": click.option("--store", "store_url", required=True, help="Key-value store: sqlite:///file or redis://..."),
+    "staging": click.option("--staging", type=_FOLDER, required=True, help="Where candidates wait to be checked."),
+    "models": click.option("--models", type=_FOLDER, required=True, help="Model volume that the servers read."),
+    "server": click.option("--server", "servers", multiple=True, required=True, help="HOST:PORT of a model server."),
+    "state": click.option("--state", type=_FOLDER, required=True, help="Where the process keeps what it resumes from."),
+    "until_idle": click.option("--until-idle", is_flag=True, help="Stop once everything there is has been handled."),
+}
+
+
+@click.group(cls=_Commands, context_settings={"auto_envvar_prefix": "PAGETURN", "show_default": True})
+def main() -> None:
+    """Streaming reinforcement learning for recommender feeds."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+# Configuration and input -----------------------------------------------------------------------------------------
+
+
+@main.group()
+def config() -> None:
+    """Look at a feature config."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def validate(file: Path) -> None:
+    """Check FILE and report all of its mistakes at once."""
+    from pipeline.config.reading import load_config
+    from pipeline.features.inputs import config_sha, model_inputs
+
+    loaded = load_config(file)
+    click.echo(f"{file}: valid; {loaded.name}, {len(loaded.features)} features, config {config_sha(loaded)[:12]}")
+    for entry in model_inputs(loaded):
+        click.echo(f"  {entry.name}: {entry.dtype} {list(entry.shape)}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the events, for producers in other languages."""
+    from pipeline.events import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@main.group("import")
+def import_() -> None:
+    """Turn a log from elsewhere into events."""
+
+
+@import_.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@_options("config", "log", "store")
+@click.option("--partitions", default=4, type=click.IntRange(1), help="Of the topic, if it is not there yet.")
+def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, partitions: int) -> None:
+    """Import the EB-NeRD log in DIRECTORY (behaviors.parquet and history.parquet)."""
+    from pageturn.ebnerd import import_ebnerd
+    from pipeline.config.reading import load_config
+    from pipeline.logs.log import EVENTS
+    from pipeline.logs.opening import open_log
+    from pipeline.stores.opening import open_store
+
+    feature_config, log, store = load_config(config_path), open_log(log_url), open_store(store_url)
+    log.create(EVENTS, partitions)
+    done = import_ebnerd(directory, feature_config, log, store)
+    log.close()
+    store.close()
+    click.echo(f"{done.impressions} impressions, {done.feedback} feedback events, {done.vectors} article vectors")
+
+
+# The processes of the loop ---------------------------------------------------------------------------------------
+
+
+@main.command()
+@_options("config", "log", "state", "until_idle")
+@click.option("--partitions", default=1, type=click.IntRange(1), help="Of the output topics, if not there yet.")
+def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, partitions: int) -> None:
+    """Join events to pages, transitions and episodes (Beam, embedded runner)."""
+    from pipeline.config.reading import load_config
+    from pipeline.streaming.run import run_stream
+
+    run_stream(
+        load_config(config_path), log_url, state, until_idle=until_idle, partitions=partitions, stop=_stop_signal()
+    )
+
+
+@main.command()
+@_options("log", "until_idle")
+@click.option("--to", "directory", type=_FOLDER, required=True, help="Where the Parquet files go.")
+def archive(log_url: str, until_idle: bool, directory: Path) -> None:
+    """Archive events, samples, transitions and episodes as Parquet."""
+    from pipeline.streaming.archiver import archive as run_archive
+
+    run_archive(log_url, directory, until_idle=until_idle, stop=_stop_signal())
+
+
+@main.command()
+@_options("config", "log", "store", "state", "staging", "until_idle")
+def train(config_path: Path, log_url: str, store_url: str, state: Path, staging: Path, until_idle: bool) -> None:
+    """Learn from transitions as they come, and write candidates for publication."""
+    from pageturn.training import run_trainer
+    from pipeline.config.reading import load_config
+
+    run_trainer(
+        load_config(config_path), log_url, store_url, state, staging, until_idle=until_idle, stop=_stop_signal()
+    )
+
+
+@main.command()
+@_options("config", "store", "staging", "models")
+def bootstrap(config_path: Path, store_url: str, staging: Path, models: Path) -> None:
+    """Publish version 1 of every learned policy, the constant baseline; before any model server starts."""
+    from pageturn.training import run_bootstrap
+    from pipeline.config.reading import load_config
+
+    run_bootstrap(load_config(config_path), store_url, staging, models)
+
+
+@main.command()
+@_options("config", "store", "staging", "models", "server", "until_idle")
+def control(
+    config_path: Path, store_url: str, staging: Path, models: Path, servers: tuple[str, ...], until_idle: bool
+) -> None:
+    """Check candidates, publish the good ones, and say why the others were refused."""
+    from pageturn.control import run_control
+    from pipeline.config.reading import load_config
+
+    run_control(
+        load_config(config_path), store_url, staging, models, servers, until_idle=until_idle, stop=_stop_signal()
+    )
+
+
+@main.command("model-server")
+@_options("models")
+@click.option("--port", default=8500, type=click.IntRange(0, 65535))
+def model_server(models: Path, port: int) -> None:
+    """Serve the model volume: TF-Serving where PAGETURN_MODEL_SERVER names it, else the stand-in."""
+    import os
+
+    from pipeline.serving.launch import server_command
+
+    command = server_command(port=port, model_config_file=models.resolve() / "models.config")
+    os.execvp(command[0], command)
+
+
+@main.command()
+@_options("config", "log", "store", "server")
+@click.option("--port", default=8600, type=click.IntRange(0, 65535))
+@click.option("--mode", default="live", type=click.Choice(["live", "shadow", "off"]))
+def agent(config_path: Path, log_url: str, store_url: str, servers: tuple[str, ...], port: int, mode: str) -> None:
+    """Decide pages over gRPC."""
+    from pageturn.serving import run_agent
+    from pipeline.config.reading import load_config
+
+    run_agent(load_config(config_path), log_url, store_url, servers, port=port, mode=mode, stop=_stop_signal())
+
+
+@main.command()
+@_options("log", "state")
+def counts(log_url: str, state: Path) -> None:
+    """Count what became of every event, by the ids in the outputs."""
+    from pageturn.table import render
+    from pipeline.logs.opening import open_log
+    from pipeline.streaming.counts import count
+
+    click.echo(render(count(open_log(log_url), state).rows()))
+
+
+@main.command()
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="EB-NeRD folder [default: ../shared/data/ebnerd or generated]."
+)
+@click.option("--run", "folder", type=_FOLDER, help="Where the run keeps everything [default: runs/demo-<time>].")
+@click.option("--config", "config_path", type=_FILE, default=Path("feature_configs/ebnerd.yaml"))
+def demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
+    """Run the whole loop once: a log, a Beam job, a learner, a publication, and a page decided over gRPC."""
+    from pageturn.demo import run_demo
+
+    run_demo(data, folder, config_path)
+
+
+def _stop_signal() -> threading.Event:
+    """Set by SIGTERM and Ctrl-C; a process then ends in order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""EB-NeRD (Ekstra Bladet news, RecSys Challenge 2024) as Pageturn events: sessions, pages, clicks, reading times.
+
+What the log has: who was shown which articles when, what was clicked, how long it was read. What it lacks is made
+here, and is good for proving the loop, not a policy:
+- When a click happened: the time of the page plus the time that was spent on it (`read_time`).
+- Ranker scores: the share of readers of an article (click) and its mean reading time (pay), both from the history.
+- Article vectors: a truncated SVD of the reader-article matrix of the history.
+- Who decided: the newspaper; so every page is the baseline's.
+Leaving is not in the log; the stream infers it from the session gap. Stamps are the times of the events.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.config.schema import ExternalTable, FeatureConfig
+from pipeline.errors import PageturnError
+from pipeline.events import encode
+from pipeline.features.vectors import load_vectors
+from pipeline.logs.log import EVENTS, Entry, EventLog
+from pipeline.records import (
+    SCHEMA_VERSION,
+    Action,
+    DecidedBy,
+    Decision,
+    Feedback,
+    FeedbackKind,
+    Impression,
+    Item,
+    State,
+)
+from pipeline.stores.store import KeyValueStore
+
+TABLE = "article"
+_HOUR_MS = 3_600_000
+_RECENT = 50  # read articles that an impression carries
+_FILES = {
+    "behaviors.parquet": (
+        "impression_id", "user_id", "session_id", "impression_time", "read_time", "device_type", "age", "gender",
+        "is_subscriber", "article_ids_inview", "article_ids_clicked", "next_read_time",
+    ),
+    "history.parquet": ("user_id", "article_id_fixed", "impression_time_fixed", "read_time_fixed"),
+}  # fmt: skip
+
+
+class SourceError(PageturnError):
+    """The source is not what it should be; says which file, what was expected and what was found."""
+
+
+class Imported(NamedTuple):
+    impressions: int
+    feedback: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One article that a user read."""
+
+    time_ms: int
+    article: str
+    seconds: float
+
+
+def import_ebnerd(directory: Path, config: FeatureConfig, log: EventLog, store: KeyValueStore | None) -> Imported:
+    """Append the log's events to the topic `events`, and put its article vectors into the store.
+
+    Idempotent: a second import appends the same events again, which the stream counts as duplicates or late.
+    """
+    behaviors = _rows(directory, "behaviors.parquet")
+    history = _history(_rows(directory, "history.parquet"))
+    events = sorted(
+        _events(behaviors, history, config), key=lambda e: (e.time_ms, e.request_id, isinstance(e, Feedback))
+    )
+    log.append(EVENTS, [Entry(e.session_id, encode(e), e.time_ms) for e in events])
+    impressions = sum(isinstance(e, Impression) for e in events)
+    vectors = _load_article_vectors(history, config, store)
+    return Imported(impressions, len(events) - impressions, vectors)
+
+
+def _rows(directory: Path, name: str) -> list[dict[str, Any]]:
+    path = directory / name
+    if not path.is_file():
+        msg = f"{path}: no such file; an EB-NeRD folder holds {' and '.join(_FILES)}"
+        raise SourceError(msg)
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        msg = f"{path}: not a readable Parquet file: {error}"
+        raise SourceError(msg) from error
+    missing = sorted(set(_FILES[name]) - set(table.column_names))
+    if missing:
+        msg = f"{path}: no column {', '.join(missing)}; found {', '.join(table.column_names)}"
+        raise SourceError(msg)
+    return table.select(list(_FILES[name])).to_pylist()  # type: ignore[no-any-return]
+
+
+def _history(rows: list[dict[str, Any]]) -> dict[int, list[_Read]]:
+    """What each user read before the log begins, oldest first."""
+    return {
+        row["user_id"]: sorted(
+            (
+                _Read(_ms(time), str(article), _seconds(seconds))
+                for time, article, seconds in zip(
+                    row["impression_time_fixed"], row["article_id_fixed"], row["read_time_fixed"], strict=True
+                )
+            ),
+            key=lambda read: (read.time_ms, read.article),
+        )
+        for row in rows
+    }
+
+
+# Events ----------------------------------------------------------------------------------------------------------
+
+
+def _events(
+    behaviors: list[dict[str, Any]], history: dict[int, list[_Read]], config: FeatureConfig
+) -> Iterator[Impression | Feedback]:
+    scores = _scores(history)
+    decision = _baseline(config)
+    by_user: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(behaviors, key=lambda row: (row["impression_time"], row["impression_id"])):
+        by_user[row["user_id"]].append(row)
+    for user, rows in by_user.items():
+        reads = list(history.get(user, ()))
+        sessions: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            session = sessions[row["session_id"]]
+            yield _impression(row, session, reads, scores, decision)
+            yield from _feedback(row)
+            if session:
+                yield _page_turn(session[-1], row)
+            session.append(row)
+            reads.extend(_Read(_clicked_ms(row), str(a), _seconds(row["next_read_time"])) for a in _clicked(row))
+
+
+def _impression(
+    row: dict[str, Any],
+    session: list[dict[str, Any]],
+    reads: list[_Read],
+    scores: dict[str, tuple[float, float]],
+    decision: Decision,
+) -> Impression:
+    now = _ms(row["impression_time"])
+    known = [read for read in reads if read.time_ms <= now]
+    clicks = [r for r in session if _clicked_ms(r) <= now]
+    return Impression(
+        schema_version=SCHEMA_VERSION,
+        request_id=_request_id(row),
+        user_id=str(row["user_id"]),
+        session_id=str(row["session_id"]),
+        time_ms=now,
+        page_index=len(session),
+        items=tuple(Item(str(a), *scores.get(str(a), scores[""])) for a in row["article_ids_inview"]),
+        state=State(user=_user(row, known, now), context=_context(row), page=_page(session, clicks)),
+        decision=decision,
+    )
+
+
+def _user(row: dict[str, Any], known: list[_Read], now: int) -> dict[str, Any]:
+    bits = 0
+    for read in known:
+        hours = (now - read.time_ms) // _HOUR_MS
+        bits |= 1 << hours if hours < 24 else 0
+    return {
+        "age": _number(row["age"]),
+        "gender": None if (gender := _number(row["gender"])) is None else int(gender),
+        "is_subscriber": int(row["is_subscriber"]),
+        "history_len": len(known),
+        "recent_reads": tuple(read.article for read in known[-_RECENT:]),
+        "read_bits": bits,
+    }
+
+
+def _context(row: dict[str, Any]) -> dict[str, Any]:
+    time = row["impression_time"]
+    return {"device": int(row["device_type"]), "hour": time.hour, "weekday": time.weekday()}
+
+
+def _page(session: list[dict[str, Any]], clicks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the user is in the visit, and the last article opened on it."""
+    last = clicks[-1] if clicks else None
+    return {
+        "page_index": len(session),
+        "previous_clicked": str(_clicked(last)[-1]) if last and _clicked(last) else None,
+        "previous_read_s": None if last is None else _number(last["next_read_time"]),
+    }
+
+
+def _feedback(row: dict[str, Any]) -> Iterator[Feedback]:
+    clicked = _clicked_ms(row)
+    seconds = _number(row["next_read_time"])
+    for article in _clicked(row):
+        yield _answer(row, FeedbackKind.CLICK, clicked, article)
+        if seconds is not None:
+            yield _answer(row, FeedbackKind.DWELL, clicked + round(seconds * 1000), article, seconds)
+
+
+def _page_turn(row: dict[str, Any], following: dict[str, Any]) -> Feedback:
+    return _answer(row, FeedbackKind.PAGE_TURN, _ms(following["impression_time"]))
+
+
+def _answer(
+    row: dict[str, Any], kind: FeedbackKind, time_ms: int, article: int | None = None, value: float = 1.0
+) -> Feedback:
+    about = "" if article is None else f"-{article}"
+    return Feedback(
+        schema_version=SCHEMA_VERSION,
+        event_id=f"{_request_id(row)}-{kind.value}{about}",
+        request_id=_request_id(row),
+        user_id=str(row["user_id"]),
+        session_id=str(row["session_id"]),
+        time_ms=time_ms,
+        kind=kind,
+        item_id=None if article is None else str(article),
+        value=value,
+    )
+
+
+def _baseline(config: FeatureConfig) -> Decision:
+    policy = next(p.name for p in config.policies if p.kind == "baseline")
+    bucket = next((b.name for b in config.buckets.assign if b.policy == policy), policy)
+    actions = tuple(Action(dimension.name, dimension.baseline) for dimension in config.action)
+    return Decision(DecidedBy.BASELINE, policy, bucket, actions)
+
+
+# Scores and vectors ----------------------------------------------------------------------------------------------
+
+
+def _scores(history: dict[int, list[_Read]]) -> dict[str, tuple[float, float]]:
+    """(click, pay) per article; the entry "" is for articles that nobody had read."""
+    readers: dict[str, set[int]] = defaultdict(set)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for user, reads in history.items():
+        for read in reads:
+            readers[read.article].add(user)
+            seconds[read.article].append(min(read.seconds, 300.0) / 300.0)
+    users = len(history)
+    mean = float(np.mean([s for values in seconds.values() for s in values])) if seconds else 0.0
+    scores = {a: ((len(readers[a]) + 1) / (users + 2), (sum(s) + mean) / (len(s) + 1)) for a, s in seconds.items()}
+    return {"": (1 / (users + 2), mean), **scores}
+
+
+def _load_article_vectors(history: dict[int, list[_Read]], config: FeatureConfig, store: KeyValueStore | None) -> int:
+    table = config.embeddings.get(TABLE)
+    if store is None or not isinstance(table, ExternalTable):
+        return 0
+    articles = sorted({read.article for reads in history.values() for read in reads})
+    vectors = _article_vectors(articles, history.values(), table.dim)
+    load_vectors(store, config.kv_prefix, TABLE, table, articles, vectors)
+    return len(articles)
+
+
+def _article_vectors(articles: list[str], histories: Iterable[list[_Read]], dim: int) -> np.ndarray:
+    """[articles, dim], rows of unit length: where an article lies among the readers it shares with others."""
+    column = {article: i for i, article in enumerate(articles)}
+    counts = np.zeros((len(articles), sum(1 for _ in histories)))
+    for reader, reads in enumerate(histories):
+        counts[[column[read.article] for read in reads], reader] = 1.0
+    left, strengths, _ = np.linalg.svd(counts, full_matrices=False)
+    vectors = np.zeros((len(articles), dim))
+    width = min(dim, left.shape[1])
+    vectors[:, :width] = left[:, :width] * strengths[:width]
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+# Values ----------------------------------------------------------------------------------------------------------
+
+
+def _request_id(row: dict[str, Any]) -> str:
+    return f"eb{row['impression_id']}"
+
+
+def _clicked(row: dict[str, Any]) -> list[int]:
+    return list(row["article_ids_clicked"])
+
+
+def _clicked_ms(row: dict[str, Any]) -> int:
+    return _ms(row["impression_time"]) + round(_seconds(row["read_time"]) * 1000)
+
+
+def _ms(time: datetime) -> int:
+    """The log's times name no zone; they are taken as UTC."""
+    return round(time.replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else float(value)
+
+
+def _seconds(value: float | None) -> float:
+    return _number(value) or 0.0

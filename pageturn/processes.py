@@ -1,0 +1,72 @@
+"""Child processes of one machine: each part of the loop in a process of its own, with a log file of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.errors import PageturnError
+
+_TAIL_LINES = 15
+
+
+class ProcessError(PageturnError):
+    """A part of the loop ended when it should not have; says which one, and ends with what it said last."""
+
+
+class Process:
+    """A running command. Its output goes to `<logs>/<name>.log`; `stop` ends it with SIGTERM, then SIGKILL."""
+
+    def __init__(self, name: str, command: list[str], logs: Path) -> None:
+        self.name = name
+        self.log = logs / f"{name}.log"
+        logs.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self._child = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment()
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def check(self) -> None:
+        """Raise ProcessError if the command has ended."""
+        if self._child.poll() is not None:
+            raise ProcessError(self._report(f"ended with status {self._child.returncode}"))
+
+    def wait(self, timeout_s: float) -> None:
+        """Return once the command has ended well; ProcessError if it failed, or is not done in time (it is killed)."""
+        try:
+            status = self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            self._child.kill()
+            self._child.wait()
+            raise ProcessError(self._report(f"was not done after {timeout_s:.0f} s")) from error
+        if status != 0:
+            raise ProcessError(self._report(f"ended with status {status}"))
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+            try:
+                self._child.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+
+    def _report(self, what: str) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\n  ".join([f"{self.name} {what}; the end of {self.log}:", *lines])
+
+
+def pageturn(*arguments: str) -> list[str]:
+    """The command line that runs `pageturn` with the arguments in this interpreter's environment."""
+    return [sys.executable, "-m", "pageturn", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}

@@ -1,0 +1,19 @@
+"""Plain text tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def render(rows: Iterable[Sequence[object]], title: str | None = None) -> str:
+    """Left-aligned first column, the others after it; an empty row draws a line."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = max((len(row) for row in cells), default=0)
+    widths = [max((len(row[i]) for row in cells if len(row) > i), default=0) for i in range(columns)]
+    rule = "-" * (sum(widths) + 2 * max(columns - 1, 0))
+    lines = [_line(row, widths) if row else rule for row in cells]
+    return "\n".join([title, rule, *lines] if title else lines)
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
