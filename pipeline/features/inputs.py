@@ -1,0 +1,111 @@
+"""What the model takes in, derived from the config and never written by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.config.schema import (
+    Bits,
+    Dense,
+    DynamicVocabulary,
+    ExternalTable,
+    Feature,
+    FeatureConfig,
+    GraphTable,
+    HashedId,
+    IdFeature,
+    Sequence,
+)
+
+DENSE = "dense"
+PAD_ROW, MISSING_ROW, FIRST_OOV_ROW = 0, 1, 2  # of a graph table
+RANGE_OOV_ROWS = 1
+HASHED_MISSING_ROW = 0
+
+
+class Input(NamedTuple):
+    name: str
+    dtype: str  # "float32" or "int32"
+    shape: tuple[int, ...]  # without the batch axis
+
+
+def model_inputs(config: FeatureConfig) -> tuple[Input, ...]:
+    """The inputs of every signature: the dense block first, then the others in the order of the config."""
+    width = len(dense_columns(config))
+    dense = (Input(DENSE, "float32", (width,)),) if width else ()
+    return dense + tuple(i for feature in config.features for i in _inputs_of(feature, config))
+
+
+def _inputs_of(feature: Feature, config: FeatureConfig) -> tuple[Input, ...]:
+    match feature:
+        case Dense():
+            return ()
+        case IdFeature() | HashedId():
+            return (Input(feature.name, "int32", ()),)
+        case Bits():
+            return (Input(feature.name, "float32", (feature.width,)),)
+        case Sequence():
+            dim = config.embeddings[feature.embedding].dim
+            return (
+                Input(feature.name, "float32", (feature.max_len, dim)),
+                Input(mask_name(feature.name), "float32", (feature.max_len,)),
+            )
+
+
+def mask_name(feature: str) -> str:
+    return f"{feature}__mask"
+
+
+def dense_columns(config: FeatureConfig) -> tuple[str, ...]:
+    """Names of the columns of the dense input: the values, then the indicators, each in the order of the config."""
+    values = tuple(f.name for f in dense_features(config))
+    return values + tuple(f"{f.name}__missing" for f in config.features if has_indicator(f))
+
+
+def dense_features(config: FeatureConfig) -> tuple[Dense, ...]:
+    return tuple(f for f in config.features if isinstance(f, Dense))
+
+
+def has_indicator(feature: Feature) -> bool:
+    return feature.missing is not None and feature.missing.indicator
+
+
+def vocabularies(config: FeatureConfig) -> dict[str, DynamicVocabulary]:
+    """The vocabularies that grow, by table."""
+    tables = ((name, table) for name, table in config.embeddings.items() if isinstance(table, GraphTable))
+    return {name: t.vocabulary for name, t in tables if isinstance(t.vocabulary, DynamicVocabulary)}
+
+
+def epochs(config: FeatureConfig) -> dict[str, str]:
+    """The epoch of each external table."""
+    return {name: table.epoch for name, table in config.embeddings.items() if isinstance(table, ExternalTable)}
+
+
+def first_id_row(vocabulary: DynamicVocabulary) -> int:
+    return FIRST_OOV_ROW + vocabulary.oov_buckets
+
+
+def table_rows(table: GraphTable) -> int:
+    """Rows of a trained table: padding, missing, out of vocabulary, then ids (a range's value v has row v + 3)."""
+    if isinstance(table.vocabulary, DynamicVocabulary):
+        return table.vocabulary.capacity
+    return FIRST_OOV_ROW + RANGE_OOV_ROWS + table.vocabulary.size
+
+
+def hashed_rows(feature: HashedId) -> int:
+    """Rows of a hashed feature's table: row 0 stands for missing, row 1 + hash % buckets for an id."""
+    return 1 + feature.buckets
+
+
+def config_sha(config: FeatureConfig) -> str:
+    """sha256 of what model, parameters and agent must agree on: features, embeddings, fusion and actions."""
+    parts = {
+        "features": config.features,
+        "embeddings": config.embeddings,
+        "fusion": config.fusion,
+        "action": config.action,
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()

@@ -1,0 +1,143 @@
+"""The parameters features are encoded with, frozen for one model version, and their bytes.
+
+Bytes: msgpack of a map with sorted keys; arrays as little-endian bytes. Equal snapshots have equal bytes, so the
+sha256 of the bytes names the snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.features.errors import SnapshotError
+from pipeline.features.inputs import config_sha, dense_features, epochs, first_id_row, vocabularies
+from pipeline.features.moments import Moments
+
+_HASH = np.dtype("<u8")
+
+
+class _Wire(Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["pageturn-parameters"]
+    format_version: Literal[1]
+    config_sha: str
+    moments: dict[str, Moments]
+    vocabularies: dict[str, bytes]
+    epochs: dict[str, str]
+
+
+def _frozen(hashes: np.ndarray) -> np.ndarray:
+    frozen = np.array(hashes, dtype=_HASH)
+    frozen.setflags(write=False)
+    return frozen
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    config_sha: str
+    moments: Mapping[str, Moments]  # by feature with a z-score
+    vocabularies: Mapping[str, np.ndarray] = field(repr=False)  # by table: id hashes in order of admission, uint64
+    epochs: Mapping[str, str]  # by external table
+
+    def __post_init__(self) -> None:
+        frozen = {table: _frozen(hashes) for table, hashes in self.vocabularies.items()}
+        object.__setattr__(self, "vocabularies", frozen)
+
+    @classmethod
+    def initial(cls, config: FeatureConfig) -> Snapshot:
+        """What is known before the first transition: nothing."""
+        moments = {f.name: Moments() for f in dense_features(config) if f.zscore is not None}
+        empty = {table: np.empty(0, _HASH) for table in vocabularies(config)}
+        return cls(config_sha(config), moments, empty, epochs(config))
+
+    @classmethod
+    def from_bytes(cls, payload: bytes, config: FeatureConfig | None = None) -> Snapshot:
+        """Read back `to_bytes`; with a config also check that it is a snapshot of this config."""
+        try:
+            wire = msgspec.msgpack.decode(payload, type=_Wire)
+        except msgspec.MsgspecError as error:
+            msg = f"expected a parameter snapshot of format 1, found {error}"
+            raise SnapshotError(msg) from error
+        snapshot = cls(
+            wire.config_sha,
+            wire.moments,
+            {table: _hashes(table, data) for table, data in wire.vocabularies.items()},
+            wire.epochs,
+        )
+        for name, moments in snapshot.moments.items():
+            _check_moments(name, moments)
+        if config is not None:
+            snapshot.check(config)
+        return snapshot
+
+    def to_bytes(self) -> bytes:
+        return self._payload
+
+    @cached_property
+    def _payload(self) -> bytes:
+        wire = _Wire(
+            "pageturn-parameters",
+            1,
+            self.config_sha,
+            dict(self.moments),
+            {table: hashes.tobytes() for table, hashes in self.vocabularies.items()},
+            dict(self.epochs),
+        )
+        return msgspec.msgpack.encode(wire, order="sorted")
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._payload).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Snapshot) and self._payload == other._payload
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def check(self, config: FeatureConfig) -> None:
+        """SnapshotError unless this is a snapshot of the config."""
+        expected = Snapshot.initial(config)
+        if self.config_sha != expected.config_sha:
+            msg = (
+                f"expected parameters of config {expected.config_sha[:12]}, found parameters of {self.config_sha[:12]}"
+            )
+            raise SnapshotError(msg)
+        for what, ours, theirs in (
+            ("moments", expected.moments, self.moments),
+            ("vocabularies", expected.vocabularies, self.vocabularies),
+            ("epochs", expected.epochs, self.epochs),
+        ):
+            if ours.keys() != theirs.keys():
+                msg = f"expected {what} of {sorted(ours)}, found {sorted(theirs)}"
+                raise SnapshotError(msg)
+        for table, vocabulary in vocabularies(config).items():
+            room, found = vocabulary.capacity - first_id_row(vocabulary), len(self.vocabularies[table])
+            if found > room:
+                msg = f"expected at most {room} ids in vocabulary {table}, found {found}"
+                raise SnapshotError(msg)
+
+
+def _hashes(table: str, data: bytes) -> np.ndarray:
+    if len(data) % _HASH.itemsize:
+        msg = f"expected whole 64-bit hashes in vocabulary {table}, found {len(data)} bytes"
+        raise SnapshotError(msg)
+    hashes = np.frombuffer(data, _HASH)
+    if len(np.unique(hashes)) != len(hashes) or (hashes == 0).any():
+        msg = f"expected distinct hashes other than 0 in vocabulary {table}, found others"
+        raise SnapshotError(msg)
+    return hashes
+
+
+def _check_moments(name: str, moments: Moments) -> None:
+    if not (moments.count >= 0 and moments.m2 >= 0 and math.isfinite(moments.mean) and math.isfinite(moments.m2)):
+        msg = f"expected finite moments with count and M2 >= 0 for {name}, found {moments}"
+        raise SnapshotError(msg)

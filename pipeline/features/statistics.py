@@ -1,0 +1,82 @@
+"""What is learned about features as transitions come: z-score moments and vocabularies. Frozen into snapshots."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.features.errors import SnapshotError
+from pipeline.features.inputs import config_sha, epochs, vocabularies
+from pipeline.features.layout import Layout
+from pipeline.features.moments import Moments
+from pipeline.features.snapshot import Snapshot
+from pipeline.features.vocabulary import Vocabulary
+
+
+class _Wire(Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["pageturn-statistics"]
+    format_version: Literal[1]
+    config_sha: str
+    moments: dict[str, Moments]
+    vocabularies: dict[str, tuple[bytes, bytes, bytes]]
+
+
+class Statistics:
+    """Owned by the trainer, which gives it every ingested row once, in order."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        layout = Layout.of(config)
+        self._config_sha = config_sha(config)
+        self._epochs = epochs(config)
+        self._columns = {f.name: i for i, f in enumerate(layout.dense) if f.zscore is not None}
+        self._moments = dict.fromkeys(self._columns, Moments())
+        self._vocabularies = {name: Vocabulary(v) for name, v in vocabularies(config).items()}
+        self._hash_columns = {
+            table: [i for i, f in enumerate(layout.hashes) if f.embedding == table] for table in self._vocabularies
+        }
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        return dict(self._moments)
+
+    def update(self, rows: np.ndarray) -> None:
+        """Count prepared rows [n], one after another: however they are chunked, the result is the same, bit for bit.
+
+        Missing values are not counted.
+        """
+        for name, column in self._columns.items():
+            self._moments[name] = self._moments[name].add(rows["dense"][:, column].tolist())
+        for table, vocabulary in self._vocabularies.items():
+            vocabulary.count(rows["hashes"][:, self._hash_columns[table]].ravel().tolist())
+
+    def freeze(self) -> Snapshot:
+        known = {table: vocabulary.hashes() for table, vocabulary in self._vocabularies.items()}
+        return Snapshot(self._config_sha, dict(self._moments), known, self._epochs)
+
+    def to_bytes(self) -> bytes:
+        """For the trainer's checkpoint: everything, exactly."""
+        tables = {table: vocabulary.dump() for table, vocabulary in self._vocabularies.items()}
+        wire = _Wire("pageturn-statistics", 1, self._config_sha, self._moments, tables)
+        return msgspec.msgpack.encode(wire, order="sorted")
+
+    @classmethod
+    def from_bytes(cls, payload: bytes, config: FeatureConfig) -> Statistics:
+        """Read back `to_bytes`. SnapshotError when it is something else, or of another config."""
+        try:
+            wire = msgspec.msgpack.decode(payload, type=_Wire)
+        except msgspec.MsgspecError as error:
+            msg = f"expected feature statistics of format 1, found {error}"
+            raise SnapshotError(msg) from error
+        statistics = cls(config)
+        if wire.config_sha != statistics._config_sha:
+            expected, found = statistics._config_sha[:12], wire.config_sha[:12]
+            msg = f"expected statistics of config {expected}, found those of {found}"
+            raise SnapshotError(msg)
+        statistics._moments = {name: wire.moments[name] for name in statistics._moments}
+        for table, vocabulary in statistics._vocabularies.items():
+            vocabulary.load(*wire.vocabularies[table])
+        return statistics
