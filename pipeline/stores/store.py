@@ -1,14 +1,15 @@
-"""The key-value seam: parameters, pointers, leases, embedding vectors."""
+"""The key-value seam: parameters, pointers, leases, embedding vectors.
+
+Keys are text, values are bytes; an empty value is a value. Every store is safe to share between threads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from pipeline.errors import PageturnError
 
-
-class StoreError(PageturnError):
+class StoreError(Exception):
     """The store cannot be reached or refused a command; says which store and why."""
 
 
@@ -28,12 +29,16 @@ class KeyValueStore(Protocol):
         """All keys that start with the prefix, sorted. For operators and clean-up, not for a request's path."""
 
     def compare_and_set(self, key: str, expected: bytes | None, value: bytes) -> bool:
-        """Write the value if the key holds `expected` (None: if there is no key). Says whether it did."""
+        """Write the value if the key holds `expected` (None: if there is no key). Says whether it did.
 
-    def acquire_lease(self, name: str, holder: str, ttl_ms: int) -> int | None:
+        After a StoreError it may have been written or not: read before trying again.
+        """
+
+    def acquire_lease(self, name: str, holder: str, ttl_ms: int, above: int = 0) -> int | None:
         """Take or renew a lease; the fencing token, or None while another holder has it.
 
-        A renewal keeps its token. Every change of holder, and a return after expiry, gets a higher one.
+        A renewal keeps its token. Every change of holder, and a return after expiry, gets a higher one, and higher
+        than `above` too: that is for a store that was emptied and has forgotten how far its tokens had come.
         """
 
     def release_lease(self, name: str, holder: str) -> None:
