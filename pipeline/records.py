@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 SCHEMA_VERSION = 1
 
-Time = Annotated[int, Meta(ge=0, description="event time, milliseconds since 1970 (UTC)")]
+Time = Annotated[int, Meta(ge=0, le=253_402_300_799_999, description="event time, milliseconds since 1970 (UTC)")]
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Scalar = bool | int | float | str
 FeatureValue = Scalar | tuple[Scalar, ...] | None
@@ -113,7 +113,7 @@ class Impression(
     user_id: Id
     session_id: Id
     time_ms: Time
-    page_index: Annotated[int, Meta(ge=0)]  # increasing within the session
+    page_index: Annotated[int, Meta(ge=0, le=2**31 - 1)]  # increasing within the session
     items: tuple[Item, ...]
     state: State
     decision: Decision
@@ -130,7 +130,7 @@ class Feedback(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     time_ms: Time
     kind: FeedbackKind
     item_id: Id | None = None  # the item it is about; None for the page as a whole
-    value: float = 1.0
+    value: Annotated[float, Meta(ge=-1e15, le=1e15)] = 1.0  # bounded, so that no sum of values is infinite
 
 
 Event = Impression | Feedback

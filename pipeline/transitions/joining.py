@@ -1,0 +1,303 @@
+"""The Online Joiner: which feedback belongs to which page of a session, and when a page is final.
+
+Everything read for one request waits in a bucket. A bucket is decided at a point T of event time, on the records
+with a stamp of at most T - 1 + lateness: all of those have been read when the watermark reaches T, and those with
+later stamps, though perhaps in the bucket already, must not sway the decision. So the outputs are a function of the
+log alone, not of the order in which its partitions are read.
+
+With close = impression time + longest window:
+  impression  late (transport) if stamped after its own close + lateness. Of the on-time copies of a request the one
+              with the smallest stamp is the page, the others are duplicates.
+  page        decided at close + 1. It owns the request id up to the stamp close + lateness + remembered time: copies
+              stamped in that time are its duplicates, feedback stamped in that time is judged against it. A copy
+              stamped later opens a page anew: the old one may have been forgotten.
+  feedback    orphan (no_page)      if no on-time copy is stamped by max(its stamp, the last stamp any page could have
+                                    in whose window it falls)
+              late (transport)      if stamped after close + lateness
+              late (outside_window) if its time is not in [page time - clock skew, page time + window of its kind]
+              orphan (other_user, unknown_item)  if it contradicts the page
+              duplicate (event_id)  if feedback with a smaller stamp and the same event id has been joined
+              joined                otherwise
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from pipeline.records import Event, Fate, Feedback, FeedbackKind, Impression, Item, Labels, Page, SetAside, Stamp
+from pipeline.transitions.rules import Rules
+
+_NO_LABELS = Labels()
+
+
+class Stamped(NamedTuple):
+    stamp: Stamp
+    event: Event
+
+
+class Copy(Struct, frozen=True, array_like=True):
+    stamp: Stamp
+    impression: Impression
+
+
+class Heard(Struct, frozen=True, array_like=True):
+    stamp: Stamp
+    feedback: Feedback
+
+
+class Bucket(Struct, frozen=True, array_like=True):
+    """What was read for one request and is not decided yet."""
+
+    due_ms: int
+    copies: tuple[Copy, ...]  # on time
+    heard: tuple[Heard, ...]
+
+
+class Joiner(Struct, frozen=True, array_like=True):
+    buckets: dict[str, Bucket] = {}  # by request id
+    agenda: tuple[tuple[int, str], ...] = ()  # (due, request id) of each bucket, sorted
+    owned: dict[str, int] = {}  # closed request id -> last stamp its page owns; in the order of closing
+
+
+def read(rules: Rules, joiner: Joiner, events: Iterable[Stamped]) -> tuple[Joiner, list[SetAside]]:
+    """Put events into their buckets. What no later record can change is set aside at once."""
+    desk = _Desk(joiner)
+    aside = []
+    for stamp, event in events:
+        if isinstance(event, Impression):
+            fate = _read_impression(rules, desk, stamp, event)
+        else:
+            fate = _read_feedback(rules, desk, stamp, event)
+        if fate is not None:
+            aside.append(_set_aside(stamp, event, fate))
+    return desk.freeze(), aside
+
+
+def decide(rules: Rules, joiner: Joiner, watermark_ms: int) -> tuple[Joiner, list[Page | SetAside]]:
+    """Make every decision that is due at or before the watermark, in time order, and forget what may be forgotten."""
+    desk = _Desk(joiner)
+    desk.owned = dict(desk.owned)
+    outputs: list[Page | SetAside] = []
+    while desk.agenda and desk.agenda[0][0] <= watermark_ms:
+        due_ms, request_id = desk.agenda[0]
+        bucket = desk.take(request_id)
+        if bucket.copies:
+            copies, heard = _close(rules, desk, bucket, outputs)
+        else:
+            copies, heard = (), _give_up(rules, bucket, due_ms, outputs)
+        desk.put(rules, request_id, copies, heard)
+    _forget(rules, desk.owned, watermark_ms)
+    return desk.freeze(), outputs
+
+
+def next_due_ms(joiner: Joiner) -> int | None:
+    return joiner.agenda[0][0] if joiner.agenda else None
+
+
+def forget_due_ms(rules: Rules, joiner: Joiner) -> int | None:
+    """When the last closed page may be forgotten."""
+    return max(joiner.owned.values()) - rules.lateness_ms + 1 if joiner.owned else None
+
+
+def waiting(joiner: Joiner) -> list[str]:
+    """`partition:offset` of what is in the buckets."""
+    stamps = [copy.stamp for bucket in joiner.buckets.values() for copy in bucket.copies]
+    stamps += [heard.stamp for bucket in joiner.buckets.values() for heard in bucket.heard]
+    return [_record_id(stamp) for stamp in stamps]
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Desk:
+    """Working copies of a Joiner's collections for the length of one call; `owned` is the original until replaced."""
+
+    def __init__(self, joiner: Joiner) -> None:
+        self.buckets = dict(joiner.buckets)
+        self.agenda = list(joiner.agenda)
+        self.owned = joiner.owned
+
+    def freeze(self) -> Joiner:
+        return Joiner(self.buckets, tuple(self.agenda), self.owned)
+
+    def take(self, request_id: str) -> Bucket:
+        bucket = self.buckets.pop(request_id)
+        del self.agenda[bisect_left(self.agenda, (bucket.due_ms, request_id))]
+        return bucket
+
+    def put(self, rules: Rules, request_id: str, copies: tuple[Copy, ...], heard: tuple[Heard, ...]) -> None:
+        if copies or heard:
+            due_ms = _due_ms(rules, copies, heard)
+            self.buckets[request_id] = Bucket(due_ms, copies, heard)
+            insort(self.agenda, (due_ms, request_id))
+
+
+def _read_impression(rules: Rules, desk: _Desk, stamp: Stamp, event: Impression) -> tuple[Fate, str] | None:
+    if stamp.appended_at_ms > _close_ms(rules, event) + rules.lateness_ms:
+        return Fate.LATE, "transport"
+    request_id = event.request_id
+    if stamp.appended_at_ms <= desk.owned.get(request_id, -1):
+        return Fate.DUPLICATE, "request_id"
+    copies: tuple[Copy, ...] = (Copy(stamp, event),)
+    heard: tuple[Heard, ...] = ()
+    if request_id in desk.buckets:
+        bucket = desk.take(request_id)
+        copies, heard = bucket.copies + copies, bucket.heard
+    desk.put(rules, request_id, copies, heard)
+    return None
+
+
+def _read_feedback(rules: Rules, desk: _Desk, stamp: Stamp, event: Feedback) -> tuple[Fate, str] | None:
+    request_id = event.request_id
+    if stamp.appended_at_ms <= desk.owned.get(request_id, -1):
+        return Fate.LATE, "transport"
+    heard = Heard(stamp, event)
+    bucket = desk.buckets.get(request_id)
+    if bucket is not None and bucket.copies:  # the page decides when: nothing to reschedule
+        desk.buckets[request_id] = Bucket(bucket.due_ms, bucket.copies, (*bucket.heard, heard))
+    else:
+        before = desk.take(request_id).heard if bucket is not None else ()
+        desk.put(rules, request_id, (), (*before, heard))
+    return None
+
+
+# Deciding ----------------------------------------------------------------------------------------------------------
+
+
+def _close_ms(rules: Rules, impression: Impression) -> int:
+    return impression.time_ms + rules.longest_window_ms
+
+
+def _page_by_ms(rules: Rules, heard: Heard) -> int:
+    """The last stamp that an impression may have to be this feedback's page; but not before the feedback itself."""
+    last_close = heard.feedback.time_ms + rules.skew_ms + rules.longest_window_ms
+    return max(last_close + rules.lateness_ms, heard.stamp.appended_at_ms)
+
+
+def _given_up_ms(rules: Rules, heard: Heard) -> int:
+    return _page_by_ms(rules, heard) - rules.lateness_ms + 1
+
+
+def _due_ms(rules: Rules, copies: tuple[Copy, ...], heard: tuple[Heard, ...]) -> int:
+    if copies:
+        return _close_ms(rules, min(copies, key=_stamp).impression) + 1
+    return min(_given_up_ms(rules, each) for each in heard)
+
+
+def _stamp(read: Copy | Heard) -> Stamp:
+    return read.stamp
+
+
+def _close(
+    rules: Rules, desk: _Desk, bucket: Bucket, outputs: list[Page | SetAside]
+) -> tuple[tuple[Copy, ...], tuple[Heard, ...]]:
+    """Emit the bucket's page and all that it owns. Returns what is stamped after that."""
+    first, *others = sorted(bucket.copies, key=_stamp)
+    last_stamp = _close_ms(rules, first.impression) + rules.lateness_ms + rules.remember_ms
+    joined = _judge(rules, first, [h for h in bucket.heard if h.stamp.appended_at_ms <= last_stamp], outputs)
+    outputs.append(_page(rules, first.impression, joined))
+    for copy in others:
+        if copy.stamp.appended_at_ms <= last_stamp:
+            outputs.append(_set_aside(copy.stamp, copy.impression, (Fate.DUPLICATE, "request_id")))
+    request_id = first.impression.request_id
+    desk.owned.pop(request_id, None)  # an owner whose time is over: the new one goes to the end
+    desk.owned[request_id] = last_stamp
+    return (
+        tuple(c for c in others if c.stamp.appended_at_ms > last_stamp),
+        tuple(h for h in bucket.heard if h.stamp.appended_at_ms > last_stamp),
+    )
+
+
+def _judge(rules: Rules, page: Copy, heard: Sequence[Heard], outputs: list[Page | SetAside]) -> list[Feedback]:
+    """The feedback that the page joins; the rest is set aside."""
+    joined: dict[str, Feedback] = {}
+    for each in sorted(heard, key=_stamp):
+        fate = _objection(rules, page, each)
+        if fate is None and each.feedback.event_id in joined:
+            fate = Fate.DUPLICATE, "event_id"
+        if fate is None:
+            joined[each.feedback.event_id] = each.feedback
+        else:
+            outputs.append(_set_aside(each.stamp, each.feedback, fate))
+    return sorted(joined.values(), key=lambda f: (f.time_ms, f.event_id))
+
+
+def _objection(rules: Rules, page: Copy, heard: Heard) -> tuple[Fate, str] | None:
+    """Why the page cannot have this feedback."""
+    impression, feedback = page.impression, heard.feedback
+    if page.stamp.appended_at_ms > _page_by_ms(rules, heard):
+        return Fate.ORPHAN, "no_page"
+    if heard.stamp.appended_at_ms > _close_ms(rules, impression) + rules.lateness_ms:
+        return Fate.LATE, "transport"
+    age_ms = feedback.time_ms - impression.time_ms
+    if not -rules.skew_ms <= age_ms <= rules.windows_ms[feedback.kind]:
+        return Fate.LATE, "outside_window"
+    if feedback.user_id != impression.user_id:
+        return Fate.ORPHAN, "other_user"
+    if feedback.item_id is not None and all(feedback.item_id != item.item_id for item in impression.items):
+        return Fate.ORPHAN, "unknown_item"
+    return None
+
+
+def _page(rules: Rules, impression: Impression, feedback: list[Feedback]) -> Page:
+    shown = not rules.deferred or any(f.kind is FeedbackKind.SHOWN for f in feedback)
+    labels = item_labels(impression.items, feedback)
+    return Page(impression, labels, tuple(feedback), _close_ms(rules, impression), shown)
+
+
+def item_labels(items: Sequence[Item], feedback: Iterable[Feedback]) -> tuple[Labels, ...]:
+    """One label per item. An item that is on the page twice has its feedback counted at its first place."""
+    by_item: dict[str, list[Feedback]] = {}
+    for event in feedback:
+        if event.item_id is not None:
+            by_item.setdefault(event.item_id, []).append(event)
+    if not by_item:
+        return (_NO_LABELS,) * len(items)
+    return tuple(_item_label(by_item.pop(item.item_id, ())) for item in items)
+
+
+def _item_label(feedback: Iterable[Feedback]) -> Labels:
+    clicks, orders, order_value, dwell_s = 0, 0, 0.0, 0.0
+    for event in feedback:
+        if event.kind is FeedbackKind.CLICK:
+            clicks += 1
+        elif event.kind is FeedbackKind.ORDER:
+            orders += 1
+            order_value += event.value
+        elif event.kind is FeedbackKind.DWELL:
+            dwell_s += event.value
+    return Labels(clicks, orders, order_value, dwell_s)
+
+
+def _give_up(rules: Rules, bucket: Bucket, now_ms: int, outputs: list[Page | SetAside]) -> tuple[Heard, ...]:
+    """Set feedback aside for which no page can come any more. Returns the rest."""
+    waiting = []
+    for each in sorted(bucket.heard, key=_stamp):
+        if _given_up_ms(rules, each) <= now_ms:
+            outputs.append(_set_aside(each.stamp, each.feedback, (Fate.ORPHAN, "no_page")))
+        else:
+            waiting.append(each)
+    return tuple(waiting)
+
+
+def _forget(rules: Rules, owned: dict[str, int], watermark_ms: int) -> None:
+    """Drop pages that own no stamp to come. Stops at the first that does: they are in the order of closing."""
+    over = []
+    for request_id, last_stamp in owned.items():
+        if last_stamp >= watermark_ms + rules.lateness_ms:
+            break
+        over.append(request_id)
+    for request_id in over:
+        del owned[request_id]
+
+
+def _set_aside(stamp: Stamp, event: Event, fate: tuple[Fate, str]) -> SetAside:
+    return SetAside(_record_id(stamp), *fate, stamp.appended_at_ms, event)
+
+
+def _record_id(stamp: Stamp) -> str:
+    return f"{stamp.partition}:{stamp.offset}"

@@ -1,0 +1,42 @@
+"""The stream's settings as the pure core needs them. All times in milliseconds."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from pipeline.config.schema import FeatureConfig, Reward
+from pipeline.records import FeedbackKind
+from pipeline.transitions.rewards import reward_version
+
+
+class Rules(Struct, frozen=True):
+    windows_ms: dict[FeedbackKind, int]  # how long after its page feedback of a kind still counts
+    longest_window_ms: int  # a page closes when it ends
+    lateness_ms: int
+    skew_ms: int
+    gap_ms: int
+    remember_ms: int
+    max_pages: int
+    deferred: bool  # a page counts only if it was reported as shown
+    reward: Reward
+    reward_version: str
+
+    @classmethod
+    def of(cls, config: FeatureConfig) -> Rules:
+        stream = config.stream
+        longest = max(stream.attribution.click, stream.attribution.order)
+        windows = dict.fromkeys(FeedbackKind, longest)
+        windows[FeedbackKind.CLICK] = stream.attribution.click
+        windows[FeedbackKind.ORDER] = stream.attribution.order
+        return cls(
+            windows_ms=windows,
+            longest_window_ms=longest,
+            lateness_ms=stream.lateness,
+            skew_ms=stream.clock_skew,
+            gap_ms=stream.session_gap,
+            remember_ms=stream.remember_closed,
+            max_pages=stream.max_pages,
+            deferred=stream.activation == "deferred",
+            reward=config.reward,
+            reward_version=reward_version(config.reward),
+        )
