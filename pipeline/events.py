@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,10 +59,11 @@ def encode(record: Struct) -> bytes:
 def decode(payload: bytes, type_: type[T]) -> T:
     """A record that this system wrote (a Page, a Transition ...); EventError where it is none."""
     try:
-        return _decoder(type_).decode(payload)
+        record: T = _decoder(type_).decode(payload)
     except (ValueError, RecursionError) as error:
         message = f"expected a {type_.__name__}, found {_excerpt(payload)}: {error}"
         raise EventError(message) from error
+    return record
 
 
 def parse(payload: bytes, max_bytes: int) -> Event | Refusal:
@@ -70,11 +71,12 @@ def parse(payload: bytes, max_bytes: int) -> Event | Refusal:
     if len(payload) > max_bytes:
         return Refusal(OVERSIZED, f"expected at most {max_bytes} bytes, found {len(payload)} - at `$`")
     try:
-        event = _EVENT.decode(payload)
+        event: Event = _EVENT.decode(payload)
         if isinstance(event, Impression):
             msgspec.msgpack.encode(event)  # the types leave integer features unbounded; a session's state does not
     except (ValueError, OverflowError, RecursionError) as error:
-        return _diagnose(payload, str(error))
+        reason, detail = _diagnose(payload, str(error))
+        return Refusal(reason, _printable(detail))
     if event.schema_version != SCHEMA_VERSION:
         return _version_refusal(event.schema_version)
     return event
@@ -90,7 +92,7 @@ def json_schema() -> dict[str, Any]:
 
 
 @cache
-def _decoder(type_: type[T]) -> msgspec.json.Decoder[T]:
+def _decoder(type_: Hashable) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type_)
 
 
@@ -174,13 +176,21 @@ def _located(document: dict[str, Any], error: str) -> str:
         return f"{error} - at `$`"
     if "got" in message or "[...]" in path:
         return error
-    return f"{message}, found {_shown(_value_at(document, path))}{at}{path}"
+    try:
+        return f"{message}, found {_shown(_value_at(document, path))}{at}{path}"
+    except (LookupError, TypeError):  # a key given twice: msgspec met the first, `document` has the last
+        return error
 
 
 def _value_at(document: Any, path: str) -> object:
     for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
         document = document[key] if key else document[int(index)]
     return document
+
+
+def _printable(detail: str) -> str:
+    """Short, and encodable also where a payload's key is half a surrogate pair."""
+    return detail[:500].encode(errors="backslashreplace").decode()
 
 
 def _shown(value: object) -> str:
