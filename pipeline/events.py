@@ -17,8 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -59,11 +58,10 @@ def encode(record: Struct) -> bytes:
 def decode(payload: bytes, type_: type[T]) -> T:
     """A record that this system wrote (a Page, a Transition ...); EventError where it is none."""
     try:
-        record: T = _decoder(type_).decode(payload)
+        return msgspec.json.decode(payload, type=type_)
     except (ValueError, RecursionError) as error:
         message = f"expected a {type_.__name__}, found {_excerpt(payload)}: {error}"
         raise EventError(message) from error
-    return record
 
 
 def parse(payload: bytes, max_bytes: int) -> Event | Refusal:
@@ -89,11 +87,6 @@ def json_schema() -> dict[str, Any]:
         schema["$defs"][name]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:pageturn:event:{SCHEMA_VERSION}"}
     return {**head, "title": "Pageturn event", **schema}
-
-
-@cache
-def _decoder(type_: Hashable) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(type_)
 
 
 # Why an event was refused ------------------------------------------------------------------------------------------
