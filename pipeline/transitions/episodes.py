@@ -18,7 +18,7 @@ from pipeline.transitions.rewards import page_reward
 from pipeline.transitions.rules import Rules
 
 
-class ClosedPage(Struct, frozen=True, array_like=True):
+class ClosedPage(Struct, frozen=True, gc=False, array_like=True):
     """What a closed page leaves for learning."""
 
     step: Step  # with the reward it has if the session goes on
@@ -28,7 +28,7 @@ class ClosedPage(Struct, frozen=True, array_like=True):
     parting_reward: float  # the reward it has if the user leaves here
 
 
-class Chain(Struct, frozen=True, array_like=True):
+class Chain(Struct, frozen=True, gc=False, array_like=True):
     """The open episode."""
 
     user_id: str  # of its first page
@@ -36,9 +36,10 @@ class Chain(Struct, frozen=True, array_like=True):
     tail: ClosedPage
 
 
-class Collector(Struct, frozen=True, array_like=True):
+class Collector(Struct, frozen=True, gc=False, array_like=True):
     waiting: tuple[ClosedPage, ...] = ()  # closed, not yet consumed
     chain: Chain | None = None
+    due_ms: int | None = None  # when `advance` has something to do: a function of the other two
 
 
 Made = list[Transition | Episode]
@@ -48,31 +49,28 @@ def add(rules: Rules, collector: Collector, page: Page) -> Collector:
     """Take in a page that has closed. One that was never shown is no step."""
     if not page.shown:
         return collector
-    return Collector((*collector.waiting, _closed_page(rules, page)), collector.chain)
+    return _collector(rules, (*collector.waiting, _closed_page(rules, page)), collector.chain)
 
 
 def advance(rules: Rules, collector: Collector, now_ms: int) -> tuple[Collector, Made]:
     """Settle pages and infer leaves, as far as they are due at or before `now_ms`, in time order."""
     made: Made = []
-    due_ms = next_due_ms(rules, collector)
-    while due_ms is not None and due_ms <= now_ms:
-        settled_ms = _settled_ms(rules, collector)
-        if settled_ms is not None and settled_ms <= due_ms:
+    while collector.due_ms is not None and collector.due_ms <= now_ms:
+        if _settle_due_ms(rules, collector.waiting) == collector.due_ms:
             collector = _settle(rules, collector, made)
         else:
             assert collector.chain is not None
             _end(rules, collector.chain, Ending.INFERRED_LEAVE, made)
-            collector = Collector(collector.waiting, None)
-        due_ms = next_due_ms(rules, collector)
+            collector = _collector(rules, collector.waiting, None)
     return collector, made
 
 
-def next_due_ms(rules: Rules, collector: Collector) -> int | None:
-    settled_ms = _settled_ms(rules, collector)
-    if collector.chain is None:
-        return settled_ms
-    left_ms = _settle_ms(rules, collector.chain.tail) + rules.gap_ms
-    return left_ms if settled_ms is None else min(settled_ms, left_ms)
+def _collector(rules: Rules, waiting: tuple[ClosedPage, ...], chain: Chain | None) -> Collector:
+    due_ms = _settle_due_ms(rules, waiting)
+    if chain is not None:
+        left_ms = _settle_ms(rules, chain.tail) + rules.gap_ms
+        due_ms = left_ms if due_ms is None else min(due_ms, left_ms)
+    return Collector(waiting, chain, due_ms)
 
 
 def _closed_page(rules: Rules, page: Page) -> ClosedPage:
@@ -98,9 +96,9 @@ def _settle_ms(rules: Rules, page: ClosedPage) -> int:
     return page.step.time_ms + rules.longest_window_ms + rules.skew_ms + 1
 
 
-def _settled_ms(rules: Rules, collector: Collector) -> int | None:
+def _settle_due_ms(rules: Rules, waiting: tuple[ClosedPage, ...]) -> int | None:
     """When the next of the waiting pages settles."""
-    return min((_settle_ms(rules, page) for page in collector.waiting), default=None)
+    return min(_settle_ms(rules, page) for page in waiting) if waiting else None
 
 
 def _settle(rules: Rules, collector: Collector, made: Made) -> Collector:
@@ -111,7 +109,7 @@ def _settle(rules: Rules, collector: Collector, made: Made) -> Collector:
     for page in sorted(collector.waiting, key=_order):
         if _order(page) <= last:
             chain = _consume(rules, chain, page, made)
-    return Collector(tuple(page for page in collector.waiting if _order(page) > last), chain)
+    return _collector(rules, tuple(page for page in collector.waiting if _order(page) > last), chain)
 
 
 def _consume(rules: Rules, chain: Chain | None, page: ClosedPage, made: Made) -> Chain | None:

@@ -39,17 +39,17 @@ class Stamped(NamedTuple):
     event: Event
 
 
-class Copy(Struct, frozen=True, array_like=True):
+class Copy(Struct, frozen=True, gc=False, array_like=True):
     stamp: Stamp
     impression: Impression
 
 
-class Heard(Struct, frozen=True, array_like=True):
+class Heard(Struct, frozen=True, gc=False, array_like=True):
     stamp: Stamp
     feedback: Feedback
 
 
-class Bucket(Struct, frozen=True, array_like=True):
+class Bucket(Struct, frozen=True, gc=False, array_like=True):
     """What was read for one request and is not decided yet."""
 
     due_ms: int
@@ -57,7 +57,7 @@ class Bucket(Struct, frozen=True, array_like=True):
     heard: tuple[Heard, ...]
 
 
-class Joiner(Struct, frozen=True, array_like=True):
+class Joiner(Struct, frozen=True, gc=False, array_like=True):
     buckets: dict[str, Bucket] = {}  # by request id
     agenda: tuple[tuple[int, str], ...] = ()  # (due, request id) of each bucket, sorted
     owned: dict[str, int] = {}  # closed request id -> last stamp its page owns; in the order of closing
@@ -79,6 +79,8 @@ def read(rules: Rules, joiner: Joiner, events: Iterable[Stamped]) -> tuple[Joine
 
 def decide(rules: Rules, joiner: Joiner, watermark_ms: int) -> tuple[Joiner, list[Page | SetAside]]:
     """Make every decision that is due at or before the watermark, in time order, and forget what may be forgotten."""
+    if joiner.agenda and joiner.agenda[0][0] > watermark_ms:
+        return joiner, []
     desk = _Desk(joiner)
     desk.owned = dict(desk.owned)
     outputs: list[Page | SetAside] = []

@@ -45,7 +45,7 @@ class StateError(Exception):
     """A stored session state is not one that this build reads."""
 
 
-class SessionState(Struct, frozen=True, array_like=True):
+class SessionState(Struct, frozen=True, gc=False, array_like=True):
     """Everything known of a session. Immutable; `version` is the format of its encoding."""
 
     version: int = STATE_VERSION
@@ -142,5 +142,7 @@ def _turn(rules: Rules, joiner: Joiner, collector: Collector, outputs: list[Outp
 
 def _wake_ms(rules: Rules, joiner: Joiner, collector: Collector) -> int | None:
     """When the next decision is due. Forgetting sways none, so it waits until it is all that is left to do."""
-    dues = [d for d in (joining.next_due_ms(joiner), episodes.next_due_ms(rules, collector)) if d is not None]
-    return min(dues) if dues else joining.forget_due_ms(rules, joiner)
+    joiner_ms, collector_ms = joining.next_due_ms(joiner), collector.due_ms
+    if joiner_ms is None:
+        return joining.forget_due_ms(rules, joiner) if collector_ms is None else collector_ms
+    return joiner_ms if collector_ms is None else min(joiner_ms, collector_ms)
