@@ -12,9 +12,10 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Source = Annotated[str, Meta(pattern=r"^(user|context|page)\.[A-Za-z_][A-Za-z0-9_]*$")]
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
+Magnitude = Annotated[float, Meta(ge=0, extra={"magnitude": True})]  # subtracted where it is used
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
-DurationMs = Annotated[int, Meta(ge=0, extra={"duration": True})]
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]  # table rows are int32
+DurationMs = Annotated[int, Meta(ge=0, le=315_360_000_000, extra={"duration": True})]  # at most 3650 days
 
 
 class _Value(Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +34,7 @@ class DynamicVocabulary(_Value, frozen=True, tag_field="kind", tag="dynamic"):
 
 
 class RangeVocabulary(_Value, frozen=True, tag_field="kind", tag="range"):
-    """Integers 0 .. size-1; anything else shares one out-of-vocabulary row."""
+    """Integers 0 .. size-1; row 0 is padding, row 1 missing, row 2 anything else, row 3 + v the integer v."""
 
     size: Count
 
@@ -68,7 +69,8 @@ class Missing(_Value, frozen=True):
     """What stands in for an absent value. Without this rule an absent value is an error.
 
     `fill` is a number for dense features (in raw units) or "mean", and is left out for the other kinds, which have
-    a row, a zero vector or a mask for it. `indicator` adds a 0/1 input that says that the value was absent.
+    a row, a zero vector or a mask for it. `indicator` adds a 0/1 column to the dense input that says that the value
+    was absent; ids have no use for it, their row says so.
     """
 
     fill: float | Literal["mean"] | None = None
@@ -163,8 +165,8 @@ class Exponents(_Value, frozen=True, tag_field="kind", tag="exponents"):
 class Penalties(_Value, frozen=True):
     """Magnitudes, subtracted. A page on which the user leaves without conversion pays both."""
 
-    page_without_conversion: NonNegative = 0.0
-    leave_without_conversion: NonNegative = 0.0
+    page_without_conversion: Magnitude = 0.0
+    leave_without_conversion: Magnitude = 0.0
 
 
 class Reward(_Value, frozen=True):
@@ -201,7 +203,7 @@ class Ddpg(_Value, frozen=True, tag_field="kind", tag="ddpg"):
     """Shared state tower, V, and per policy A and mu. Q = V + A; see `pipeline/learning/ddpg.py`."""
 
     gamma: Annotated[float, Meta(ge=0, lt=1)]
-    tower: tuple[Count, ...] = (128, 64)
+    tower: Annotated[tuple[Count, ...], Meta(min_length=1)] = (128, 64)
     head: tuple[Count, ...] = (32,)
     tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
     target: Literal["none"] = "none"
@@ -211,7 +213,7 @@ class Ddpg(_Value, frozen=True, tag_field="kind", tag="ddpg"):
     replay: Count = 100_000  # transitions
     updates_per_transition: NonNegative = 0.25
     actor_after: Annotated[int, Meta(ge=0)] = 2_000  # transitions a policy explored, before its actor moves
-    seed: int = 1
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 1
 
 
 class Policy(_Value, frozen=True):
@@ -246,6 +248,7 @@ class Publish(_Value, frozen=True):
     max_at_bounds: Fraction = 0.5  # share of probes whose action sits on a bound
     max_fallback_share: Fraction = 0.2  # of the pages decided since the last candidate
     max_loss: Positive = 1e6
+    max_drift: Positive = 1.0  # of a feature's mean against the last accepted version, in its standard deviations
     probes: Count = 32
     load_timeout: DurationMs = 60_000
 
