@@ -178,10 +178,11 @@ class Walker:
     def _union(self, node: Node, type_: mi.UnionType, path: Path) -> Any:
         if isinstance(node, ScalarNode) and scalar(node) is None and _has(type_.types, mi.NoneType):
             return None
-        structs = tuple(t for t in type_.types if isinstance(t, mi.StructType))
+        types = tuple(t for t in type_.types if not isinstance(t, mi.NoneType))
+        structs = tuple(t for t in types if isinstance(t, mi.StructType))
         if structs:
             return self._struct(node, structs, path)
-        return self._scalar(node, tuple(t for t in type_.types if not isinstance(t, mi.NoneType)), path)
+        return self.read(node, types[0], path) if len(types) == 1 else self._scalar(node, types, path)
 
     def _scalar(self, node: Node, types: tuple[mi.Type, ...], path: Path) -> Any:
         """The first of the types that takes the value."""
