@@ -4,7 +4,7 @@ Two records enter (`Impression`, `Feedback`); four leave: a closed `Page` with i
 `Transition`, an MC `Episode`, and a `SetAside` for each event that could not be used. All are immutable values.
 Times are integer milliseconds of event time, except those named `appended_at_ms`, which the log stamps.
 
-`gc=False`: a record is in no reference cycle, and Python's collector, walking records, took a third of the stream's time.
+`gc=False`: a record is in no reference cycle, and the garbage collector's walks took a third of the stream's time.
 """
 
 from __future__ import annotations

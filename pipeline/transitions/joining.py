@@ -240,7 +240,7 @@ def _objection(rules: Rules, page: Copy, heard: Heard) -> tuple[Fate, str] | Non
         return Fate.LATE, "outside_window"
     if feedback.user_id != impression.user_id:
         return Fate.ORPHAN, "other_user"
-    if feedback.item_id is not None and all(feedback.item_id != item.item_id for item in impression.items):
+    if feedback.item_id is not None and feedback.item_id not in [item.item_id for item in impression.items]:
         return Fate.ORPHAN, "unknown_item"
     return None
 
@@ -259,7 +259,7 @@ def item_labels(items: Sequence[Item], feedback: Iterable[Feedback]) -> tuple[La
             by_item.setdefault(event.item_id, []).append(event)
     if not by_item:
         return (_NO_LABELS,) * len(items)
-    return tuple(_item_label(by_item.pop(item.item_id, ())) for item in items)
+    return tuple([_item_label(by_item.pop(i.item_id)) if i.item_id in by_item else _NO_LABELS for i in items])
 
 
 def _item_label(feedback: Iterable[Feedback]) -> Labels:
