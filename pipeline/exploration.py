@@ -23,7 +23,7 @@ _MASS_ON_BOUNDS = 0.1
 
 def stationary_std(theta: float, sigma: float) -> float:
     """Standard deviation of the noise after many pages."""
-    return sigma / math.sqrt(1 - (1 - theta) ** 2)
+    return sigma / math.sqrt(theta * (2 - theta))
 
 
 def mass_on_bounds(mean: float, std: float, low: float, high: float) -> float:
@@ -45,7 +45,7 @@ def default_sigma(baseline: float, low: float, high: float, theta: float) -> flo
     for _ in range(60):
         middle = (lower + upper) / 2
         lower, upper = (middle, upper) if clipped(middle) <= _MASS_ON_BOUNDS else (lower, middle)
-    return lower * math.sqrt(1 - (1 - theta) ** 2)
+    return lower * math.sqrt(theta * (2 - theta))
 
 
 def draw(salt: str, session_id: str, page_index: int, dimension: str) -> float:
@@ -55,17 +55,21 @@ def draw(salt: str, session_id: str, page_index: int, dimension: str) -> float:
     return _UNIT.inv_cdf((bits + 0.5) / 2**52)
 
 
+def horizon(theta: float) -> int:
+    """How many draws the noise remembers: older ones weigh less than 1e-16 of one draw."""
+    return 1 if theta == 1 else math.ceil(-37 / math.log1p(-theta))
+
+
 def noise_before(page_index: int, *, theta: float, sigma: float, salt: str, session_id: str, dimension: str) -> float:
     """n_{i-1}, the noise of the page before `page_index`; 0 for the first page.
 
-    Terms older than the horizon weigh less than 1e-16 of one draw and are left out, whatever the page index.
+    Terms older than the horizon are left out, so that a page far into a session costs no more than its horizon.
     """
     if sigma == 0 or page_index == 0:
         return 0.0
     keep = 1 - theta
-    horizon = page_index if keep == 0 else min(page_index, math.ceil(-37 / math.log(keep)))
     noise = 0.0
-    for index in range(page_index - max(horizon, 1), page_index):
+    for index in range(page_index - min(page_index, horizon(theta)), page_index):
         noise = keep * noise + sigma * draw(salt, session_id, index, dimension)
     return noise
 

@@ -1,0 +1,239 @@
+"""The online agent as a library: answers pages, follows what is published, logs what it did.
+
+with Agent(config, store, model_server, log, agent_id="agent-0") as agent:
+    decision = agent.decide(request, timeout_s=0.1)
+
+A page is never failed for trouble on the path to the policy: it gets the baseline, computed here, and its decision
+says why. Only a request that is itself wrong raises (AgentRequestError).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from pipeline.agent.asking import PredictionSource
+from pipeline.agent.deciding import Decider, Mode, Outcome
+from pipeline.agent.follower import Follower
+from pipeline.agent.impressions import LogWriter
+from pipeline.agent.lookups import TimelyVectors
+from pipeline.agent.memory import RetryMemory
+from pipeline.agent.metrics import Metrics
+from pipeline.agent.policies import MetadataSource, Pinner
+from pipeline.agent.reasons import Reason
+from pipeline.agent.requests import AgentRequestError, PageDecision, PageRequest, admit, admit_feedback
+from pipeline.config.schema import FeatureConfig
+from pipeline.events import encode
+from pipeline.features.encoder import Encoder
+from pipeline.features.stored_vectors import StoredVectors
+from pipeline.logs.log import EventLog
+from pipeline.records import SCHEMA_VERSION, Feedback, Impression
+from pipeline.stores.store import KeyValueStore
+
+__all__ = ["Agent", "AgentRequestError", "AgentSettings", "Mode", "PageDecision", "PageRequest", "Server"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class Server(PredictionSource, MetadataSource, Protocol):
+    """What the agent needs of `pipeline.serving.client.ModelServer`."""
+
+
+class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    follow_every_s: float = 1.0
+    heartbeat_every_s: float = 3.0
+    stale_after_s: float = 30.0  # pointers older than this are still followed, and counted
+    metadata_timeout_s: float = 2.0
+    reserve_s: float = 0.002  # of a deadline, at most a tenth of it: for what comes after the model
+    vectors_in_memory: int = 200_000
+    retries_remembered: int = 20_000
+    retries_for_s: float = 300.0
+    events_queued: int = 20_000
+
+
+class Agent:
+    """Owns threads: close it. Neither the store, nor the model server, nor the log is closed with it."""
+
+    def __init__(
+        self,
+        config: FeatureConfig,
+        store: KeyValueStore,
+        model_server: Server,
+        log: EventLog | None,
+        *,
+        agent_id: str,
+        mode: Mode | str = Mode.LIVE,
+        settings: AgentSettings | None = None,
+        metrics: Metrics | None = None,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settings = settings or AgentSettings()
+        self.metrics = metrics or Metrics()
+        self._config, self._settings = config, settings
+        self._clock_ms, self._monotonic = clock_ms, monotonic
+        self._memory = RetryMemory(settings.retries_remembered, settings.retries_for_s, monotonic)
+        stored = StoredVectors(store, config.kv_prefix, capacity=settings.vectors_in_memory, monotonic=monotonic)
+        self._vectors = TimelyVectors(stored, monotonic)
+        self._follower = Follower(
+            store,
+            Pinner(config, store, model_server, settings.metadata_timeout_s),
+            self.metrics,
+            prefix=config.kv_prefix,
+            policies=config.learned_policies(),
+            agent_id=agent_id,
+            every_s=settings.follow_every_s,
+            heartbeat_s=settings.heartbeat_every_s,
+            clock_ms=clock_ms,
+            monotonic=monotonic,
+        )
+        encoder = Encoder(config, self._vectors)
+        self._decider = Decider(
+            config, encoder, self._vectors, model_server, self._follower, self.metrics,
+            mode=Mode(mode), monotonic=monotonic,
+        )  # fmt: skip
+        capacity = settings.events_queued
+        self._writer = LogWriter(log, self.metrics, capacity=capacity, monotonic=monotonic) if log else None
+
+    # deciding
+
+    def decide(self, request: PageRequest, timeout_s: float) -> PageDecision:
+        """The page's decision, within the time. Raises AgentRequestError where the request is wrong."""
+        return _one(self.decide_many((request,), timeout_s))
+
+    def decide_many(self, requests: Sequence[PageRequest], timeout_s: float) -> list[PageDecision | AgentRequestError]:
+        """One answer per request, in order. Pages of one version go to the model together."""
+        deadline_s = self._monotonic() + timeout_s - min(self._settings.reserve_s, timeout_s / 10)
+        return self._answer(requests, lambda pages: self._decided(pages, deadline_s))
+
+    def shed(self, request: PageRequest) -> PageDecision:
+        """The baseline at once: for a caller who has no capacity left to wait for the policy."""
+        return _one(self._answer((request,), lambda pages: self._fall_back(pages, Reason.OVERLOADED)))
+
+    def _answer(
+        self, requests: Sequence[PageRequest], decide: Callable[[list[PageRequest]], list[Outcome]]
+    ) -> list[PageDecision | AgentRequestError]:
+        started_s = self._monotonic()
+        admitted = [_admitted(request) for request in requests]
+        answers = [self._memory.recall(each) if isinstance(each, PageRequest) else each for each in admitted]
+        open_ = [i for i, answer in enumerate(answers) if answer is None]
+        pages = [page for i in open_ if isinstance(page := admitted[i], PageRequest)]
+        for i, page, outcome in zip(open_, pages, decide(pages) if pages else [], strict=True):
+            answers[i] = self._settle(page, outcome)
+        self._metric_latency(started_s, len(requests))
+        return [answer for answer in answers if answer is not None]
+
+    def _decided(self, pages: list[PageRequest], deadline_s: float) -> list[Outcome]:
+        if self._follower.age_s() > self._settings.stale_after_s:
+            self.metrics.count("pages_on_stale_pointers", len(pages))
+        try:
+            return self._decider.decide(pages, deadline_s)
+        except Exception:  # the promise: no page fails for a fault of ours
+            _LOG.exception("unexpected fault while deciding; the baseline was served")
+            return self._fall_back(pages, Reason.INTERNAL)
+
+    def _fall_back(self, pages: list[PageRequest], reason: Reason) -> list[Outcome]:
+        return [self._decider.fall_back(page, reason) for page in pages]
+
+    def _settle(self, request: PageRequest, outcome: Outcome) -> PageDecision | AgentRequestError:
+        """Remember and log, unless a twin of the request was quicker: then its decision is the answer."""
+        payload = encode(self._impression(request, outcome))
+        limit = self._config.stream.max_event_bytes
+        if len(payload) > limit:
+            msg = f"request {request.request_id}: expected an impression of at most {limit} bytes, found {len(payload)}"
+            return AgentRequestError(msg)
+        ids = tuple(request.items[position].item_id for position in outcome.order)
+        decision = PageDecision(request.request_id, outcome.order, ids, outcome.decision)
+        standing = self._memory.settle(request, decision)
+        if standing is decision:
+            self._count(outcome)
+            self._submit(request.session_id, payload)
+        return standing
+
+    def _impression(self, request: PageRequest, outcome: Outcome) -> Impression:
+        return Impression(
+            SCHEMA_VERSION,
+            request.request_id,
+            request.user_id,
+            request.session_id,
+            self._clock_ms() if request.time_ms is None else request.time_ms,
+            request.page_index,
+            tuple(request.items[position] for position in outcome.order),
+            outcome.state,
+            outcome.decision,
+        )
+
+    # feedback
+
+    def report(self, feedback: Feedback) -> bool:
+        """Take feedback in for the log; False if it was dropped and should be sent again (the same event_id)."""
+        admitted = admit_feedback(feedback)
+        self.metrics.count("feedback", kind=admitted.kind.value)
+        return self._submit(admitted.session_id, encode(admitted))
+
+    def _submit(self, key: str, payload: bytes) -> bool:
+        return self._writer.submit(key, payload) if self._writer else False
+
+    # health, numbers, lifecycle
+
+    @property
+    def logs(self) -> bool:
+        return self._writer is not None
+
+    def problems(self) -> tuple[str, ...]:
+        """What would be wrong with an agent that still answers every page."""
+        found = []
+        if not self._follower.alive:
+            found.append("the thread that follows the pointers died")
+        if self._follower.age_s() > self._settings.stale_after_s:
+            found.append("the pointers could not be read for a while")
+        if self._writer and not self._writer.alive:
+            found.append("the thread that writes the event log died")
+        return tuple(found)
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until the pointers were read and what they name was built or refused. Pages need not wait."""
+        return self._follower.wait_ready(timeout_s)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was decided and reported is in the log."""
+        return self._writer.flush(timeout_s) if self._writer else True
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Write what is left to the log; False if something had to be dropped."""
+        self._follower.close(timeout_s)
+        self._vectors.close()
+        return self._writer.close(timeout_s) if self._writer else True
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _count(self, outcome: Outcome) -> None:
+        decision = outcome.decision
+        self.metrics.count("decisions", policy=decision.policy, decided_by=decision.decided_by.value)
+        if decision.fallback_reason is not None:
+            self.metrics.count("fallbacks", policy=decision.policy, reason=decision.fallback_reason)
+
+    def _metric_latency(self, started_s: float, pages: int) -> None:
+        self.metrics.observe("decide_s", self._monotonic() - started_s, form="one" if pages == 1 else "batch")
+
+
+def _admitted(request: PageRequest) -> PageRequest | AgentRequestError:
+    try:
+        return admit(request)
+    except AgentRequestError as error:
+        return error
+
+
+def _one(answers: list[PageDecision | AgentRequestError]) -> PageDecision:
+    [answer] = answers
+    if isinstance(answer, AgentRequestError):
+        raise answer
+    return answer

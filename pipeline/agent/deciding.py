@@ -1,0 +1,223 @@
+"""Requests to outcomes, many at once. Every page gets one: what the policy does, or the baseline and why.
+
+Pages of the baseline bucket are encoded too, so that the look-ups logged with them are those a policy would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+from msgspec.structs import replace
+
+from pipeline.agent.acting import Explorer, baseline_actions
+from pipeline.agent.asking import PredictionSource, ask_means, usable_means
+from pipeline.agent.buckets import bucket_table, on_canary, slot_of
+from pipeline.agent.follower import Follower
+from pipeline.agent.fusion import UnusableScores, fuse
+from pipeline.agent.lookups import TimelyVectors
+from pipeline.agent.metrics import Metrics
+from pipeline.agent.policies import Pinned
+from pipeline.agent.reasons import Reason, Trouble
+from pipeline.agent.requests import PageRequest
+from pipeline.config.schema import Bucket, FeatureConfig
+from pipeline.features.encoder import Encoder, Prepared
+from pipeline.features.errors import FeatureError
+from pipeline.records import Action, DecidedBy, Decision, State
+from pipeline.stores.store import StoreError
+
+
+class Mode(Enum):
+    LIVE = "live"
+    SHADOW = "shadow"  # serve the baseline, log what the policy would have done
+    OFF = "off"
+
+
+class Outcome(NamedTuple):
+    order: tuple[int, ...]
+    decision: Decision
+    state: State
+
+
+class Draft(NamedTuple):
+    """A page on its way to a decision."""
+
+    request: PageRequest
+    bucket: Bucket
+    learned: bool  # whether the bucket's policy is
+    state: State
+    baseline_order: tuple[int, ...] | None = None  # None: the scores cannot be fused
+    prepared: Prepared | None = None
+    pinned: Pinned | None = None
+    means: tuple[float, ...] | None = None
+    trouble: Trouble | None = None  # the first one is the page's reason
+
+    def fails(self, reason: Reason, detail: str = "") -> Draft:
+        return self if self.trouble is not None else self._replace(trouble=Trouble(reason, detail))
+
+    @property
+    def ready_to_ask(self) -> bool:
+        return self.pinned is not None and self.prepared is not None and self.means is None and self.trouble is None
+
+
+class Decider:
+    def __init__(
+        self,
+        config: FeatureConfig,
+        encoder: Encoder,
+        vectors: TimelyVectors,
+        server: PredictionSource,
+        follower: Follower,
+        metrics: Metrics,
+        *,
+        mode: Mode,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._encoder, self._vectors, self._server = encoder, vectors, server
+        self._follower, self._metrics = follower, metrics
+        self._mode, self._monotonic = mode, monotonic
+        self._buckets = bucket_table(config.buckets)
+        self._learned = frozenset(config.learned_policies())
+        self._explorer = Explorer(config)
+        self._baseline = baseline_actions(config)
+        self._baseline_values = tuple(action.value for action in self._baseline)
+
+    def decide(self, requests: Sequence[PageRequest], deadline_s: float) -> list[Outcome]:
+        """`deadline_s` on the monotonic clock. Half of the time is for look-ups, so that the model has the rest."""
+        half_s = (self._monotonic() + deadline_s) / 2
+        drafts = [self._encode(self._pin(self._draft(request)), half_s) for request in requests]
+        drafts = self._ask(drafts, deadline_s)
+        if any(_not_served(draft) for draft in drafts):
+            self._metrics.count("retries")
+            self._follower.refresh(deadline_s - self._monotonic())
+            drafts = self._ask([self._again(draft) for draft in drafts], deadline_s)
+        return [self._conclude(draft) for draft in drafts]
+
+    def fall_back(self, request: PageRequest, reason: Reason) -> Outcome:
+        """Without store, encoder and model, none of which a page of the baseline bucket needs anyway."""
+        draft = self._draft(request)
+        return self._conclude(draft.fails(reason) if draft.learned else draft)
+
+    def _draft(self, request: PageRequest) -> Draft:
+        bucket = self._buckets[slot_of(self._config.buckets, self._unit(request))]
+        draft = Draft(request, bucket, bucket.policy in self._learned, request.state)
+        try:
+            order = fuse(self._config.fusion, self._baseline_values, request.items)
+        except UnusableScores as error:
+            return draft.fails(Reason.SCORES, str(error))
+        return draft._replace(baseline_order=order)
+
+    def _unit(self, request: PageRequest) -> str:
+        return request.user_id if self._config.buckets.unit == "user_id" else request.session_id
+
+    def _pin(self, draft: Draft) -> Draft:
+        if not draft.learned:
+            return draft
+        if self._mode is Mode.OFF:
+            return draft.fails(Reason.OFF)
+        policy = draft.bucket.policy
+        route = self._follower.route(policy)
+        tries_canary = on_canary(self._config.buckets, policy, self._unit(draft.request), route.share)
+        try:
+            return draft._replace(pinned=route.choose(tries_canary))
+        except Trouble as trouble:
+            return draft.fails(trouble.reason)
+
+    def _encode(self, draft: Draft, deadline_s: float) -> Draft:
+        if draft.trouble is not None and draft.trouble.reason is Reason.OFF:
+            return draft  # switched off: lean on nothing
+        try:
+            with self._vectors.within(deadline_s):
+                prepared = self._encoder.prepare(draft.state)
+        except FeatureError as error:
+            return self._not_encoded(draft, Reason.BAD_FEATURES, str(error))
+        except StoreError as error:
+            return self._not_encoded(draft, Reason.STORE, str(error))
+        return draft._replace(prepared=prepared, state=replace(draft.state, lookups=prepared.lookups))
+
+    def _not_encoded(self, draft: Draft, reason: Reason, detail: str) -> Draft:
+        self._metrics.count("pages_not_encoded", reason=reason.value)
+        return draft.fails(reason, detail) if draft.learned else draft
+
+    def _ask(self, drafts: list[Draft], deadline_s: float) -> list[Draft]:
+        """The drafts with their means, or why they have none. One call per version."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        for i, draft in enumerate(drafts):
+            if draft.ready_to_ask and draft.pinned is not None:
+                groups.setdefault((draft.pinned.policy, draft.pinned.served.version), []).append(i)
+        answered = list(drafts)
+        for places in groups.values():
+            for i, draft in zip(places, self._ask_version([drafts[i] for i in places], deadline_s), strict=True):
+                answered[i] = draft
+        return answered
+
+    def _ask_version(self, drafts: list[Draft], deadline_s: float) -> list[Draft]:
+        pinned = drafts[0].pinned
+        prepared = [draft.prepared for draft in drafts if draft.prepared is not None]
+        assert pinned is not None
+        inputs = self._encoder.finish(self._encoder.stack(prepared), pinned.snapshot)
+        asked_s = self._monotonic()
+        try:
+            if deadline_s <= asked_s:
+                raise Trouble(Reason.TIMEOUT, "no time was left for the model")
+            means = ask_means(self._server, pinned, inputs, self._config.action, deadline_s - asked_s)
+        except Trouble as trouble:
+            return [draft.fails(trouble.reason, str(trouble)) for draft in drafts]
+        self._metrics.observe("predict_s", self._monotonic() - asked_s, policy=pinned.policy)
+        return [self._with_means(draft, row) for draft, row in zip(drafts, means, strict=True)]
+
+    def _with_means(self, draft: Draft, row: np.ndarray) -> Draft:
+        try:
+            return draft._replace(means=usable_means(row, self._config.action))
+        except Trouble as trouble:
+            return draft.fails(trouble.reason, str(trouble))
+
+    def _again(self, draft: Draft) -> Draft:
+        return self._pin(draft._replace(trouble=None, pinned=None)) if _not_served(draft) else draft
+
+    def _conclude(self, draft: Draft) -> Outcome:
+        if draft.trouble is not None:
+            return self._baseline_outcome(draft, DecidedBy.FALLBACK, draft.trouble.reason)
+        if not draft.learned or self._mode is Mode.SHADOW:
+            return self._baseline_outcome(draft, DecidedBy.BASELINE)
+        try:
+            return self._policy_outcome(draft)
+        except UnusableScores as error:
+            return self._conclude(draft.fails(Reason.SCORES, str(error)))
+
+    def _policy_outcome(self, draft: Draft) -> Outcome:
+        request = draft.request
+        assert draft.means is not None
+        actions = self._explorer.act(draft.bucket.policy, request.session_id, request.page_index, draft.means)
+        order = fuse(self._config.fusion, [action.value for action in actions], request.items)
+        return Outcome(order, self._decision(draft, DecidedBy.POLICY, actions), draft.state)
+
+    def _baseline_outcome(self, draft: Draft, decided_by: DecidedBy, reason: Reason | None = None) -> Outcome:
+        """The received order, of which no action can be said, where the baseline has none."""
+        if draft.baseline_order is None:
+            decision = self._decision(draft, decided_by, (), reason)
+            return Outcome(tuple(range(len(draft.request.items))), decision, draft.state)
+        return Outcome(draft.baseline_order, self._decision(draft, decided_by, self._baseline, reason), draft.state)
+
+    def _decision(
+        self, draft: Draft, decided_by: DecidedBy, actions: tuple[Action, ...], reason: Reason | None = None
+    ) -> Decision:
+        served = draft.pinned.served if draft.pinned is not None and draft.means is not None else None
+        return Decision(
+            decided_by,
+            draft.bucket.policy,
+            draft.bucket.name,
+            actions,
+            served.version if served else None,
+            served.parameters if served else None,
+            self._encoder.config_sha,
+            reason.value if reason else None,
+            draft.means if decided_by is not DecidedBy.POLICY else None,
+        )
+
+
+def _not_served(draft: Draft) -> bool:
+    return draft.trouble is not None and draft.trouble.reason is Reason.NOT_SERVED

@@ -1,0 +1,162 @@
+"""One thread that follows the pointers and says which versions are in use; requests only read what it found."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from pipeline.agent.metrics import Metrics
+from pipeline.agent.policies import Pinner, Route, next_route
+from pipeline.agent.reasons import Reason, Trouble
+from pipeline.stores.published import Heartbeat, Pointer, Served, agent_key, read_pointers
+from pipeline.stores.store import KeyValueStore, StoreError
+
+_LOG = logging.getLogger(__name__)
+_SPACING_S = 0.05  # between two refreshes, however many requests ask for one
+
+
+class Follower:
+    def __init__(
+        self,
+        store: KeyValueStore,
+        pinner: Pinner,
+        metrics: Metrics,
+        *,
+        prefix: str,
+        policies: tuple[str, ...],
+        agent_id: str,
+        every_s: float,
+        heartbeat_s: float,
+        clock_ms: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._pinner = pinner
+        self._metrics = metrics
+        self._prefix, self._policies, self._agent_id = prefix, policies, agent_id
+        self._every_s, self._heartbeat_s = every_s, heartbeat_s
+        self._clock_ms, self._monotonic = clock_ms, monotonic
+        self._routes: Mapping[str, Route] = {policy: Route() for policy in policies}  # replaced as a whole
+        self._fresh_at_s: float | None = None
+        self._said_at_s = -heartbeat_s
+        self._turn = threading.Condition()
+        self._begun = self._ended = 0  # refreshes
+        self._wanted = self._closing = False
+        self._thread = threading.Thread(target=self._run, name="pointers", daemon=True)
+        self._thread.start()
+
+    def route(self, policy: str) -> Route:
+        return self._routes[policy]
+
+    def age_s(self) -> float:
+        """How long ago the pointers were read; infinite if they never were."""
+        fresh_at_s = self._fresh_at_s
+        return float("inf") if fresh_at_s is None else self._monotonic() - fresh_at_s
+
+    @property
+    def alive(self) -> bool:
+        return self._closing or self._thread.is_alive()
+
+    def refresh(self, timeout_s: float) -> bool:
+        """Wait for a look at the pointers that begins after this call; False if there was none in time."""
+        with self._turn:
+            wanted = self._begun + 1
+            self._wanted = True
+            self._turn.notify_all()
+            return self._turn.wait_for(lambda: self._ended >= wanted or self._closing, max(timeout_s, 0.0))
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Wait for the first look at the pointers that succeeded."""
+        with self._turn:
+            return self._turn.wait_for(lambda: self._fresh_at_s is not None, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        with self._turn:
+            self._closing = True
+            self._turn.notify_all()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._turn:
+                self._begun += 1
+                self._wanted = False
+            self._look()
+            self._say()
+            with self._turn:
+                self._ended = self._begun
+                self._turn.notify_all()
+                self._turn.wait_for(lambda: self._closing, min(_SPACING_S, self._every_s))
+                self._turn.wait_for(lambda: self._closing or self._wanted, self._every_s)
+        self._leave()
+
+    def _look(self) -> None:
+        try:
+            pointers = read_pointers(self._store, self._prefix, self._policies)
+        except (StoreError, msgspec.MsgspecError) as error:
+            self._metrics.count("pointer_errors")
+            _LOG.warning("pointers: %s", error)
+            if self._fresh_at_s is None:
+                self._routes = {policy: Route(trouble=Reason.STORE) for policy in self._policies}
+            return
+        except Exception:  # this thread must outlive any fault: without it no switch would work
+            self._metrics.count("pointer_errors")
+            _LOG.exception("pointers: unexpected fault")
+            return
+        self._follow(pointers)
+
+    def _follow(self, pointers: dict[str, Pointer]) -> None:
+        self._switch_off(pointers)
+        try:
+            routes = {
+                policy: next_route(policy, self._routes[policy], pointer, self._pinner.pin, self._failed)
+                for policy, pointer in pointers.items()
+            }
+        except Exception:
+            self._metrics.count("pointer_errors")
+            _LOG.exception("pointers: unexpected fault")
+            return
+        self._routes = routes
+        self._pinner.keep_only(_in_use(routes, pointers))
+        with self._turn:
+            self._fresh_at_s = self._monotonic()
+            self._turn.notify_all()
+
+    def _switch_off(self, pointers: dict[str, Pointer]) -> None:
+        """At once: building a version may take seconds, and the kill switch is not to wait for it."""
+        if any(pointer.off and not self._routes[policy].off for policy, pointer in pointers.items()):
+            self._routes = {
+                policy: route._replace(off=route.off or pointers[policy].off) for policy, route in self._routes.items()
+            }
+
+    def _failed(self, trouble: Trouble) -> None:
+        self._metrics.count("pin_failures", reason=trouble.reason.value)
+
+    def _say(self) -> None:
+        now_s = self._monotonic()
+        if now_s - self._said_at_s < self._heartbeat_s:
+            return
+        versions = {name: route.stable.served.version for name, route in self._routes.items() if route.stable}
+        heartbeat = Heartbeat(self._agent_id, self._clock_ms(), versions)
+        try:
+            self._store.put(agent_key(self._prefix, self._agent_id), msgspec.json.encode(heartbeat))
+        except Exception as error:
+            self._metrics.count("heartbeat_errors")
+            _LOG.warning("heartbeat: %s", error)
+            return
+        self._said_at_s = now_s
+
+    def _leave(self) -> None:
+        try:
+            self._store.delete_many([agent_key(self._prefix, self._agent_id)])
+        except Exception as error:
+            _LOG.warning("heartbeat: %s", error)
+
+
+def _in_use(routes: Mapping[str, Route], pointers: Mapping[str, Pointer]) -> set[tuple[str, Served]]:
+    pinned = {(p.policy, p.served) for route in routes.values() for p in (route.stable, route.canary) if p}
+    named = {(name, s) for name, pointer in pointers.items() for s in (pointer.stable, pointer.canary) if s}
+    return pinned | named

@@ -1,0 +1,159 @@
+"""Item vectors that live in the key-value store: tens of millions of them, immutable within an epoch.
+
+One value per id, raw little-endian numbers, under `published.vector_key`. Beside them a `!meta` record says what the
+table is; it is written last, so a table without one is incomplete.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from pipeline.stores.published import vector_key
+from pipeline.stores.store import KeyValueStore
+
+_META = "!meta"  # no id can be called so
+_CHUNK = 2_000  # vectors written at once
+
+
+class VectorError(Exception):
+    """Vectors cannot be added to a table; says which table, what was expected and what was found."""
+
+
+class TableMeta(Struct, frozen=True):
+    dim: int
+    dtype: str
+    rows: int  # at least: a load that was broken off is not counted
+
+
+class StoredVectors:
+    """A `VectorSource` over a key-value store, with the vectors used last kept in memory. Safe for threads.
+
+    Vectors never change, so nothing needs to be invalidated; that an id has none is remembered for `absent_s` only,
+    as ids are added while a table is in use.
+    """
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        kv_prefix: str,
+        *,
+        capacity: int,
+        monotonic: Callable[[], float],
+        absent_s: float = 5.0,
+    ) -> None:
+        self._store = store
+        self._prefix = kv_prefix
+        self._capacity = capacity
+        self._monotonic = monotonic
+        self._absent_s = absent_s
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, tuple[bytes | None, float]] = OrderedDict()  # key -> value, when it was read
+
+    def vectors(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None]:
+        """The vectors of the ids, None where there is none. At most one round trip. Raises StoreError."""
+        keys = self._keys(table, epoch, ids)
+        found, missing = self._recall(keys)
+        if missing:
+            found.update(self._fetch(missing))
+        return [None if key is None else found[key] for key in keys]
+
+    def cached(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None] | None:
+        """The same without asking the store; None if it would have to be asked."""
+        keys = self._keys(table, epoch, ids)
+        found, missing = self._recall(keys)
+        return None if missing else [None if key is None else found[key] for key in keys]
+
+    def _keys(self, table: str, epoch: str, ids: Sequence[str]) -> list[str | None]:
+        return [None if each == _META else vector_key(self._prefix, table, epoch, each) for each in ids]
+
+    def _recall(self, keys: Iterable[str | None]) -> tuple[dict[str, bytes | None], list[str]]:
+        found: dict[str, bytes | None] = {}
+        missing: dict[str, None] = {}  # an ordered set
+        now_s = self._monotonic()
+        with self._lock:
+            for key in keys:
+                if key is None:
+                    continue
+                value, read_s = self._known.get(key, (None, -math.inf))
+                if value is None and now_s - read_s > self._absent_s:
+                    missing[key] = None
+                else:
+                    self._known.move_to_end(key)
+                    found[key] = value
+        return found, list(missing)
+
+    def _fetch(self, keys: list[str]) -> dict[str, bytes | None]:
+        fetched = dict(zip(keys, self._store.get_many(keys), strict=True))
+        now_s = self._monotonic()
+        with self._lock:
+            for key, value in fetched.items():
+                self._known[key] = value, now_s
+                self._known.move_to_end(key)
+            for _ in range(len(self._known) - self._capacity):
+                self._known.popitem(last=False)
+        return fetched
+
+
+def read_table(store: KeyValueStore, kv_prefix: str, table: str, epoch: str) -> TableMeta | None:
+    """What a table is; None while it was never loaded completely."""
+    value = store.get(vector_key(kv_prefix, table, epoch, _META))
+    return None if value is None else msgspec.json.decode(value, type=TableMeta)
+
+
+def load_vectors(
+    store: KeyValueStore, kv_prefix: str, table: str, epoch: str, ids: Sequence[str], matrix: np.ndarray
+) -> TableMeta:
+    """Add vectors ([n, dim] float32 or float16) to a table. Can be repeated; never changes a vector (VectorError)."""
+    where = f"{kv_prefix}:{table}:{epoch}"
+    if matrix.ndim != 2 or len(ids) != len(matrix) or matrix.dtype.name not in ("float32", "float16"):
+        msg = f"{where}: expected [{len(ids)}, dim] of float32 or float16, found {list(matrix.shape)} {matrix.dtype}"
+        raise VectorError(msg)
+    if not np.isfinite(matrix).all():
+        msg = f"{where}: expected finite numbers, found others"
+        raise VectorError(msg)
+    if _META in ids or len(set(ids)) < len(ids):
+        msg = f"{where}: expected distinct ids, none of them {_META!r}, found others"
+        raise VectorError(msg)
+    before = _agreeing(store, kv_prefix, table, epoch, matrix)
+    added = _add_all(store, [vector_key(kv_prefix, table, epoch, each) for each in ids], matrix)
+    meta = TableMeta(int(matrix.shape[1]), matrix.dtype.name, (before.rows if before else 0) + added)
+    store.put(vector_key(kv_prefix, table, epoch, _META), msgspec.json.encode(meta))
+    return meta
+
+
+def _agreeing(store: KeyValueStore, prefix: str, table: str, epoch: str, matrix: np.ndarray) -> TableMeta | None:
+    before = read_table(store, prefix, table, epoch)
+    if before is not None and (before.dim, before.dtype) != (matrix.shape[1], matrix.dtype.name):
+        expected, found = f"{before.dim} x {before.dtype}", f"{matrix.shape[1]} x {matrix.dtype}"
+        msg = f"{prefix}:{table}:{epoch}: expected {expected} as the table holds, found {found}"
+        raise VectorError(msg)
+    return before
+
+
+def _add_all(store: KeyValueStore, keys: list[str], matrix: np.ndarray) -> int:
+    little_endian = np.ascontiguousarray(matrix, dtype=matrix.dtype.newbyteorder("<"))
+    pairs = ((key, row.tobytes()) for key, row in zip(keys, little_endian, strict=True))
+    added = 0
+    while chunk := dict(islice(pairs, _CHUNK)):
+        added += _add(store, chunk)
+    return added
+
+
+def _add(store: KeyValueStore, chunk: dict[str, bytes]) -> int:
+    there = dict(zip(chunk, store.get_many(list(chunk)), strict=True))
+    for key, value in there.items():
+        if value is not None and value != chunk[key]:
+            msg = f"{key} holds another vector: within an epoch vectors do not change; load them under a new epoch"
+            raise VectorError(msg)
+    new = {key: value for key, value in chunk.items() if there[key] is None}
+    if new:
+        store.put_many(new)
+    return len(new)
