@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
+from pipeline.errors import PageturnError
+
 Path = tuple[str | int, ...]  # keys and list positions from the top
 
 
@@ -15,7 +17,7 @@ class Problem(NamedTuple):
     message: str
 
 
-class ConfigError(Exception):
+class ConfigError(PageturnError):
     """A feature config cannot be used. All its problems at once, one line each, as `FILE:LINE: path: message`."""
 
     def __init__(self, origin: str, problems: Iterable[Problem]) -> None:

@@ -7,7 +7,7 @@ arithmetic that IEEE 754 rounds exactly, so that the size of a batch changes no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -80,7 +80,10 @@ class Encoder:
         return np.frombuffer(b"".join([p.row.tobytes() for p in prepared]), self.prepared_dtype)
 
     def finish(self, rows: np.ndarray, snapshot: Snapshot) -> dict[str, np.ndarray]:
-        """Prepared rows [B] -> model inputs [B, ...], in the order of `model_inputs`."""
+        """Prepared rows [B] -> model inputs [B, ...], in the order of `model_inputs`.
+
+        float32 sequences are views of the rows: whoever feeds a model copies them anyway.
+        """
         if snapshot.config_sha != self.config_sha:
             message = f"expected parameters of config {self.config_sha[:12]}, found those of {snapshot.config_sha[:12]}"
             raise SnapshotError(message)
@@ -150,7 +153,7 @@ class _Table(NamedTuple):
 class _Bound(NamedTuple):
     """A snapshot, ready to compute with."""
 
-    mean: np.ndarray  # [n dense]
+    mean: np.ndarray  # [n dense, 1]
     std: np.ndarray  # infinite where too few values were seen
     tables: dict[str, _Table]
 
@@ -159,8 +162,8 @@ class _Finish:
     def __init__(self, config: FeatureConfig, layout: Layout) -> None:
         self._layout = layout
         self._vocabularies = vocabularies(config)
-        self._clip = np.array([math.inf if f.zscore is None else f.zscore.clip for f in layout.dense])
-        self._fill = np.array([_fill(f) for f in layout.dense])
+        self._clip = _column(math.inf if f.zscore is None else f.zscore.clip for f in layout.dense)
+        self._fill = _column(_fill(f) for f in layout.dense)
         indicators = [f for f in config.features if has_indicator(f)]
         self._width = len(layout.dense) + len(indicators)
         at = {f.name: len(layout.dense) + i for i, f in enumerate(indicators)}
@@ -170,9 +173,8 @@ class _Finish:
 
     def bind(self, snapshot: Snapshot) -> _Bound:
         scales = [_scale(f, snapshot) for f in self._layout.dense]
-        mean, std = np.array(scales).reshape(-1, 2).T
         tables = {name: _table(snapshot.vocabularies[name], first_id_row(v)) for name, v in self._vocabularies.items()}
-        return _Bound(mean, std, tables)
+        return _Bound(_column(mean for mean, _ in scales), _column(std for _, std in scales), tables)
 
     def columns(self, rows: np.ndarray, bound: _Bound) -> dict[str, np.ndarray]:
         columns = {DENSE: self._dense(rows, bound)}
@@ -183,20 +185,24 @@ class _Finish:
         for i, fixed in enumerate(self._layout.rows):
             columns[fixed.name] = rows["rows"][:, i].copy()
         for i, slot in enumerate(self._layout.sequences):
-            columns[slot.feature.name] = rows[slot.field].astype(np.float32)
+            columns[slot.feature.name] = rows[slot.field].astype(np.float32, copy=False)
             columns[mask_name(slot.feature.name)] = _mask(rows["lengths"][:, i], slot.feature.max_len)
         return columns
 
     def _dense(self, rows: np.ndarray, bound: _Bound) -> np.ndarray:
-        raw = rows["dense"]
+        """[B, values and indicators]. Computed feature by feature: numpy's loops then run along the batch."""
+        raw = np.ascontiguousarray(rows["dense"].T)
         missing = np.isnan(raw)
-        z = (np.where(missing, self._fill, raw) - bound.mean) / bound.std
-        z = np.minimum(np.maximum(z, -self._clip), self._clip)
-        z[np.isnan(z)] = 0.0  # filled with the mean
+        z = np.where(missing, self._fill, raw)
+        z -= bound.mean
+        z /= bound.std
+        np.minimum(z, self._clip, out=z)
+        np.maximum(z, -self._clip, out=z)
+        np.copyto(z, 0.0, where=np.isnan(z))  # filled with the mean
         out = np.empty((len(rows), self._width), np.float32)
-        out[:, : z.shape[1]] = z
-        out[:, self._dense_flags_to] = missing[:, self._dense_flags]
-        out[:, self._other_flags_to] = rows["absent"]
+        out.T[: len(z)] = z
+        out.T[self._dense_flags_to] = missing[self._dense_flags]
+        out.T[self._other_flags_to] = rows["absent"].T
         return out
 
     def _looked_up(self, table: str, hashes: np.ndarray, bound: _Bound) -> np.ndarray:
@@ -204,6 +210,10 @@ class _Finish:
         at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         oov = FIRST_OOV_ROW + (hashes % np.uint64(self._vocabularies[table].oov_buckets)).astype(np.int32)
         return np.where(known[at] == hashes, rows[at], oov)
+
+
+def _column(values: Iterable[float]) -> np.ndarray:
+    return np.array(list(values), np.float64)[:, None]
 
 
 def _fill(feature: Dense) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.errors import PageturnError
 
-class FeatureError(Exception):
+
+class FeatureError(PageturnError):
     """A raw value is not what the config promises."""
 
     def __init__(self, feature: str, source: str, expected: str, found: str) -> None:
@@ -15,7 +17,7 @@ class MissingVector(FeatureError):  # noqa: N818
     """The vector source no longer has, or never gave, a vector that the log says was used."""
 
 
-class SnapshotError(Exception):
+class SnapshotError(PageturnError):
     """Bytes are not a parameter snapshot, or not one of this config."""
 
 

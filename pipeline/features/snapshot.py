@@ -69,11 +69,14 @@ class Snapshot:
         snapshot = cls(
             wire.config_sha,
             wire.moments,
-            {table: _hashes(table, data) for table, data in wire.vocabularies.items()},
+            {table: read_hashes(table, data) for table, data in wire.vocabularies.items()},
             wire.epochs,
         )
         for name, moments in snapshot.moments.items():
             _check_moments(name, moments)
+        if snapshot.to_bytes() != payload:
+            msg = "expected the canonical bytes of a parameter snapshot, found others: their hash would name nothing"
+            raise SnapshotError(msg)
         if config is not None:
             snapshot.check(config)
         return snapshot
@@ -126,7 +129,8 @@ class Snapshot:
                 raise SnapshotError(msg)
 
 
-def _hashes(table: str, data: bytes) -> np.ndarray:
+def read_hashes(table: str, data: bytes) -> np.ndarray:
+    """uint64, distinct and none of them 0; SnapshotError otherwise."""
     if len(data) % _HASH.itemsize:
         msg = f"expected whole 64-bit hashes in vocabulary {table}, found {len(data)} bytes"
         raise SnapshotError(msg)

@@ -13,7 +13,7 @@ from pipeline.features.errors import SnapshotError
 from pipeline.features.inputs import config_sha, epochs, vocabularies
 from pipeline.features.layout import Layout
 from pipeline.features.moments import Moments
-from pipeline.features.snapshot import Snapshot
+from pipeline.features.snapshot import Snapshot, read_hashes
 from pipeline.features.vocabulary import Vocabulary
 
 
@@ -48,8 +48,9 @@ class Statistics:
 
         Missing values are not counted.
         """
+        dense = rows["dense"].T.tolist()
         for name, column in self._columns.items():
-            self._moments[name] = self._moments[name].add(rows["dense"][:, column].tolist())
+            self._moments[name] = self._moments[name].add(dense[column])
         for table, vocabulary in self._vocabularies.items():
             vocabulary.count(rows["hashes"][:, self._hash_columns[table]].ravel().tolist())
 
@@ -76,7 +77,18 @@ class Statistics:
             expected, found = statistics._config_sha[:12], wire.config_sha[:12]
             msg = f"expected statistics of config {expected}, found those of {found}"
             raise SnapshotError(msg)
+        if {*wire.moments, *wire.vocabularies} != {*statistics._columns, *statistics._vocabularies}:
+            msg = f"expected statistics of {[*statistics._columns, *statistics._vocabularies]}, found others"
+            raise SnapshotError(msg)
         statistics._moments = {name: wire.moments[name] for name in statistics._moments}
-        for table, vocabulary in statistics._vocabularies.items():
-            vocabulary.load(*wire.vocabularies[table])
+        for table, dump in wire.vocabularies.items():
+            statistics._vocabularies[table].load(*_read_dump(table, *dump))
         return statistics
+
+
+def _read_dump(table: str, admitted: bytes, candidates: bytes, counts: bytes) -> tuple[list[int], list[int], list[int]]:
+    if len(candidates) != len(counts):
+        msg = f"expected a count per candidate of vocabulary {table}, found {len(counts)} bytes for {len(candidates)}"
+        raise SnapshotError(msg)
+    numbers = np.frombuffer(counts, "<u8").tolist()
+    return read_hashes(table, admitted).tolist(), read_hashes(table, candidates).tolist(), numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,10 @@ class Plan(NamedTuple):
     ids: list[str]  # truncated, oldest first
     epoch: str
     logged: tuple[bool, ...] | None  # which of the ids were found when the page was decided
+
+    @property
+    def table(self) -> tuple[str, str]:
+        return self.slot.feature.embedding, self.epoch
 
     @property
     def wanted(self) -> list[str]:
@@ -60,26 +64,27 @@ def fetch(plans: Sequence[Plan], source: VectorSource | None) -> list[list[bytes
     """The vectors of each plan's ids, in one question per table and epoch."""
     wanted: dict[tuple[str, str], list[str]] = {}
     for plan in plans:
-        wanted.setdefault((plan.slot.feature.embedding, plan.epoch), []).extend(plan.wanted)
-    answers = {key: iter(_ask(source, key, ids)) for key, ids in wanted.items()}
-    return [_answer(plan, answers[plan.slot.feature.embedding, plan.epoch]) for plan in plans]
+        wanted.setdefault(plan.table, []).extend(plan.wanted)
+    answers = {table: iter(_ask(source, *table, ids)) for table, ids in wanted.items()}
+    return [_answer(plan, answers[plan.table]) for plan in plans]
 
 
-def _ask(source: VectorSource | None, key: tuple[str, str], ids: list[str]) -> list[bytes | None]:
+def _ask(source: VectorSource | None, table: str, epoch: str, ids: list[str]) -> list[bytes | None]:
     if not ids:
         return []
     if source is None:
-        raise FeatureError(key[0], "embeddings", "a vector source, for the sequence has ids", "none")
-    found = source.vectors(*key, ids)
+        msg = f"embeddings[{table}]: this encoder has no vector source, and was asked to look up {len(ids)} ids"
+        raise LookupError(msg)
+    found = source.vectors(table, epoch, ids)
     if len(found) != len(ids):
-        raise FeatureError(key[0], "embeddings", f"{len(ids)} answers of the vector source", str(len(found)))
+        msg = f"embeddings[{table}]: the vector source gave {len(found)} answers for {len(ids)} ids"
+        raise LookupError(msg)
     return found
 
 
-def _answer(plan: Plan, answers: Iterable[bytes | None]) -> list[bytes | None]:
+def _answer(plan: Plan, answers: Iterator[bytes | None]) -> list[bytes | None]:
     hits = plan.logged or (True,) * len(plan.ids)
-    answer = iter(answers)
-    vectors = [next(answer) if hit else None for hit in hits]
+    vectors = [next(answers) if hit else None for hit in hits]
     for i, vector in enumerate(vectors):
         _check(plan, i, vector)
     return vectors

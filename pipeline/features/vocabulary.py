@@ -61,7 +61,6 @@ class Vocabulary:
         counts = np.fromiter(self._candidates.values(), "<u8", len(self._candidates))
         return self.hashes().tobytes(), candidates.tobytes(), counts.tobytes()
 
-    def load(self, admitted: bytes, candidates: bytes, counts: bytes) -> None:
-        self._admitted = dict.fromkeys(np.frombuffer(admitted, "<u8").tolist())
-        keys, values = np.frombuffer(candidates, "<u8").tolist(), np.frombuffer(counts, "<u8").tolist()
-        self._candidates = dict(zip(keys, values, strict=True))
+    def load(self, admitted: list[int], candidates: list[int], counts: list[int]) -> None:
+        self._admitted = dict.fromkeys(admitted)
+        self._candidates = dict(zip(candidates, counts, strict=True))
