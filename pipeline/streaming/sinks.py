@@ -1,0 +1,92 @@
+"""Where a stream's outputs go. Written at least once by nature; here each record ends up in its topic once.
+
+A job that starts from a snapshot repeats what it wrote after it. So it first reads what its topics hold behind the
+offsets in the snapshot, and skips those records when they come again, which they do with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import apache_beam as beam
+import xxhash
+
+from pipeline.logs.log import Entry, EventLog
+from pipeline.streaming.errors import TwoContentsError
+from pipeline.streaming.outputs import end_offsets, identity, read_all
+
+Offsets = dict[str, dict[int, int]]  # topic -> partition -> offset
+
+
+class Encoded(NamedTuple):
+    """An output on its way to the log."""
+
+    topic: str
+    key: str
+    id: str
+    payload: bytes
+
+
+class Outbox:
+    """Collects outputs and appends them to their topics when told to."""
+
+    def __init__(self, log: EventLog, topics: Sequence[str], since: Offsets | None = None) -> None:
+        self._log, self._topics = log, topics
+        self._written = _written(log, topics, since or {})
+        self._waiting: dict[str, list[Entry]] = {}
+
+    def add(self, output: Encoded) -> None:
+        if not self._written or not self._was_written(output):
+            self._waiting.setdefault(output.topic, []).append(Entry(output.key, output.payload))
+
+    def flush(self) -> None:
+        for topic, entries in self._waiting.items():
+            self._log.append(topic, entries)
+        self._waiting = {}
+
+    def positions(self) -> Offsets:
+        return {topic: end_offsets(self._log, topic) for topic in self._topics}
+
+    def _was_written(self, output: Encoded) -> bool:
+        """An id may stand for several records in turn (a request repeated long after it was forgotten)."""
+        name = output.topic, output.key, output.id
+        digests = self._written.get(name)
+        if not digests:
+            return False
+        digest = xxhash.xxh3_128_digest(output.payload)
+        if digest not in digests:
+            found = f"{output.topic} record {output.id!r} was written before with other bytes than it has now"
+            cause = "the events, the config or the program have changed since"
+            message = f"{found}: {cause}; go back to those, or start anew with new output topics"
+            raise TwoContentsError(message)
+        digests.remove(digest)
+        if not digests:
+            del self._written[name]
+        return True
+
+
+class WriteToOutbox(beam.DoFn):
+    """Appends to the log at the end of each bundle, so that a snapshot never is ahead of the outputs."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__()
+        self._outbox = outbox
+
+    def process(self, element: Encoded) -> None:
+        self._outbox.add(element)
+
+    def finish_bundle(self) -> None:
+        self._outbox.flush()
+
+
+def _written(log: EventLog, topics: Iterable[str], since: Offsets) -> dict[tuple[str, str, str], list[bytes]]:
+    """Digests of the records behind the offsets, by topic, key and id, in the order in which they were written."""
+    written: dict[tuple[str, str, str], list[bytes]] = {}
+    for topic in topics:
+        for record in read_all(log, topic, since.get(topic)):
+            name = identity(topic, record.payload)
+            if name is not None:
+                digest = xxhash.xxh3_128_digest(record.payload)
+                written.setdefault((topic, record.key, name), []).append(digest)
+    return written

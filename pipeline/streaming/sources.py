@@ -1,0 +1,55 @@
+"""Where a stream comes from: something that is polled for records and says how far event time has come."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindows
+
+from pipeline.logs.log import Record
+from pipeline.logs.ordered import OrderedReader
+
+
+class Batch(NamedTuple):
+    records: list[Record]
+    watermark_ms: int  # every record stamped before this + the allowed lateness has been given out
+    caught_up: bool  # nothing more can be had at the moment
+
+
+class PolledSource(Protocol):
+    @property
+    def positions(self) -> dict[int, int]:
+        """Next offset by partition: what is before it has been given out."""
+
+    def poll(self, limit: int) -> Batch:
+        """At most `limit` records. Never blocks."""
+
+
+class LogSource:
+    """The topic's records in the order of their stamps; the watermark trails them by the allowed lateness."""
+
+    def __init__(self, reader: OrderedReader, lateness_ms: int) -> None:
+        self._reader, self._lateness_ms = reader, lateness_ms
+
+    @property
+    def positions(self) -> dict[int, int]:
+        return self._reader.positions
+
+    def poll(self, limit: int) -> Batch:
+        records = self._reader.poll(limit)
+        return Batch(records, self._reader.low_stamp_ms - self._lateness_ms, self._reader.caught_up())
+
+
+class Poll(beam.PTransform):
+    """Unbounded: lists of records from a polled source. Only the embedded runner can run it, others refuse it."""
+
+    def __init__(self, source: PolledSource) -> None:
+        super().__init__()
+        self.source = source
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
+        return beam.PCollection(pbegin.pipeline, is_bounded=False, element_type=list[Record])
+
+    def get_windowing(self, inputs: object) -> beam.Windowing:
+        return beam.Windowing(GlobalWindows())
