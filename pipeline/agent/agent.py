@@ -175,6 +175,9 @@ class Agent:
         self.metrics.count("feedback", kind=admitted.kind.value)
         return self._submit(admitted.session_id, encode(admitted))
 
+    def now_ms(self) -> int:
+        return self._clock_ms()
+
     def _submit(self, key: str, payload: bytes) -> bool:
         return self._writer.submit(key, payload) if self._writer else False
 

@@ -1,0 +1,200 @@
+"""The agent as a gRPC service, `pageturn.v1.Agent` (agent.proto), with health and reflection.
+
+Health: "" and "pageturn.v1.Agent" say whether to send pages here; "pageturn.v1.Agent.background" whether the threads
+behind the answers live (pages are answered without them, but a restart is due).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from msgspec import Struct
+
+from pipeline.agent import agent_pb2 as pb
+from pipeline.agent import agent_pb2_grpc, translate
+from pipeline.agent.agent import Agent, AgentRequestError, PageDecision, PageRequest
+
+SERVICE = "pageturn.v1.Agent"
+BACKGROUND = f"{SERVICE}.background"
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_SHEDDERS = 4  # threads beyond those that may wait for the policy: they answer the baseline
+
+
+class ServiceError(Exception):
+    """The service cannot start; says why."""
+
+
+class ServiceSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    default_timeout_s: float = 0.1  # for calls without a deadline
+    concurrency: int = 32  # calls that may wait for the policy at once; further ones get the baseline
+    queued: int = 1_000  # calls taken in at once; further ones are refused with RESOURCE_EXHAUSTED
+    least_timeout_s: float = 0.003  # with less left there is no point in asking the policy
+    ready_within_s: float = 10.0  # pages are taken after the first look at the pointers, or after this long
+    watch_every_s: float = 1.0
+
+
+class AgentService(agent_pb2_grpc.AgentServicer):
+    def __init__(self, agent: Agent, settings: ServiceSettings) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._free = threading.BoundedSemaphore(settings.concurrency)
+
+    def Decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:  # noqa: N802
+        try:
+            [answer] = self._answer([translate.to_page(request)], self._timeout_s(context))
+        except AgentRequestError as error:
+            answer = error
+        if isinstance(answer, AgentRequestError):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(answer))
+        return translate.from_decision(answer)
+
+    def DecideBatch(  # noqa: N802
+        self, request: pb.DecideBatchRequest, context: grpc.ServicerContext
+    ) -> pb.DecideBatchResponse:
+        pages = [_translated(message) for message in request.pages]
+        answers = iter(self._answer([p for p in pages if isinstance(p, PageRequest)], self._timeout_s(context)))
+        return pb.DecideBatchResponse(
+            answers=[_message(next(answers) if isinstance(page, PageRequest) else page) for page in pages]
+        )
+
+    def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportResponse:  # noqa: N802
+        if not self._agent.logs:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this agent has no event log")
+        try:
+            feedback = [translate.to_feedback(each, self._agent.now_ms()) for each in request.feedback]
+            taken = [self._agent.report(each) for each in feedback]
+        except AgentRequestError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if not all(taken):
+            detail = f"{taken.count(False)} of {len(taken)} events could not be taken in; send them again"
+            context.abort(grpc.StatusCode.UNAVAILABLE, detail)
+        return pb.ReportResponse()
+
+    def _answer(self, pages: list[PageRequest], timeout_s: float) -> list[PageDecision | AgentRequestError]:
+        if timeout_s < self._settings.least_timeout_s or not self._free.acquire(blocking=False):
+            return [_shed(self._agent, page) for page in pages]
+        try:
+            return self._agent.decide_many(pages, timeout_s)
+        finally:
+            self._free.release()
+
+    def _timeout_s(self, context: grpc.ServicerContext) -> float:
+        left_s = context.time_remaining()
+        return self._settings.default_timeout_s if left_s is None or left_s > 1e6 else left_s
+
+
+class RunningService:
+    """A started server. The agent behind it stays its owner's to close."""
+
+    def __init__(self, server: grpc.Server, agent: Agent, status: health.HealthServicer, port: int) -> None:
+        self.port = port
+        self._server = server
+        self._agent = agent
+        self._status = status
+        self._stopping = threading.Event()
+
+    def watch(self, settings: ServiceSettings) -> None:
+        """Keep the health answers true until stopped."""
+        self._agent.wait_ready(settings.ready_within_s)
+        while not self._stopping.is_set():
+            self._status.set("", _SERVING)
+            self._status.set(SERVICE, _SERVING)
+            self._status.set(BACKGROUND, _NOT_SERVING if self._agent.problems() else _SERVING)
+            self._stopping.wait(settings.watch_every_s)
+
+    def stop(self, *, drain_s: float = 0.0, grace_s: float = 5.0) -> None:
+        """Say NOT_SERVING, go on answering for `drain_s` while callers turn away, then finish what was begun."""
+        first = not self._stopping.is_set()
+        self._stopping.set()
+        self._status.enter_graceful_shutdown()
+        if first and drain_s > 0:
+            time.sleep(drain_s)
+        self._server.stop(grace_s).wait()
+
+
+def serve(
+    agent: Agent,
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    credentials: grpc.ServerCredentials | None = None,
+    settings: ServiceSettings | None = None,
+) -> RunningService:
+    """Start serving; port 0 takes a free one. ServiceError where the port cannot be had."""
+    settings = settings or ServiceSettings()
+    server = _server(settings)
+    status = health.HealthServicer()
+    for name in ("", SERVICE, BACKGROUND):
+        status.set(name, _NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(agent, settings), server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    running = RunningService(server, agent, status, _bind(server, f"{host}:{port}", credentials))
+    server.start()
+    threading.Thread(target=running.watch, args=(settings,), name="health", daemon=True).start()
+    return running
+
+
+def serve_until(
+    stop: threading.Event,
+    agent: Agent,
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    drain_s: float = 5.0,
+    started: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Serve until the event is set (by SIGTERM, say), then drain and close the agent."""
+    running = serve(agent, port, host=host)
+    started(running.port)
+    stop.wait()
+    running.stop(drain_s=drain_s)
+    agent.close()
+
+
+def _server(settings: ServiceSettings) -> grpc.Server:
+    options = [
+        ("grpc.so_reuseport", 0),  # otherwise two agents would share a port, each with half of the calls
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ]
+    threads = ThreadPoolExecutor(settings.concurrency + _SHEDDERS, thread_name_prefix="grpc")
+    return grpc.server(threads, options=options, maximum_concurrent_rpcs=settings.queued)
+
+
+def _bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        msg = f"expected to listen on {address}, which is taken or cannot be bound: {error}"
+        raise ServiceError(msg) from error
+
+
+def _translated(message: pb.DecideRequest) -> PageRequest | AgentRequestError:
+    try:
+        return translate.to_page(message)
+    except AgentRequestError as error:
+        return error
+
+
+def _shed(agent: Agent, page: PageRequest) -> PageDecision | AgentRequestError:
+    try:
+        return agent.shed(page)
+    except AgentRequestError as error:
+        return error
+
+
+def _message(answer: PageDecision | AgentRequestError) -> pb.PageAnswer:
+    if isinstance(answer, AgentRequestError):
+        return pb.PageAnswer(error=str(answer))
+    return pb.PageAnswer(decision=translate.from_decision(answer))

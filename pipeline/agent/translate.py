@@ -1,0 +1,121 @@
+"""Messages of agent.proto <-> requests and records. Pure; what a message can say but a record cannot is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.agent import agent_pb2 as pb
+from pipeline.agent.requests import AgentRequestError, PageDecision, PageRequest
+from pipeline.records import SCHEMA_VERSION, DecidedBy, Features, FeatureValue, Feedback, FeedbackKind, Item, Scalar
+
+_DECIDED_BY = {
+    DecidedBy.POLICY: pb.DECIDED_BY_POLICY,
+    DecidedBy.BASELINE: pb.DECIDED_BY_BASELINE,
+    DecidedBy.FALLBACK: pb.DECIDED_BY_FALLBACK,
+}
+_KINDS = {pb.FeedbackKind.Value(f"FEEDBACK_KIND_{kind.name}"): kind for kind in FeedbackKind}
+
+
+def to_page(message: pb.DecideRequest) -> PageRequest:
+    """Raises AgentRequestError."""
+    return PageRequest(
+        message.request_id,
+        message.user_id,
+        message.session_id,
+        message.page_index,
+        tuple(_to_item(item) for item in message.items),
+        _to_features("user", message.user),
+        _to_features("context", message.context),
+        _to_features("page", message.page),
+        message.time_ms if message.HasField("time_ms") else None,
+    )
+
+
+def to_feedback(message: pb.Feedback, now_ms: int) -> Feedback:
+    """Raises AgentRequestError."""
+    if message.kind not in _KINDS:
+        msg = f"kind: expected one of {', '.join(map(pb.FeedbackKind.Name, _KINDS))}, found {message.kind}"
+        raise AgentRequestError(msg)
+    return Feedback(
+        SCHEMA_VERSION,
+        message.event_id,
+        message.request_id,
+        message.user_id,
+        message.session_id,
+        message.time_ms if message.HasField("time_ms") else now_ms,
+        _KINDS[message.kind],
+        message.item_id if message.HasField("item_id") else None,
+        message.value if message.HasField("value") else 1.0,
+    )
+
+
+def from_decision(decided: PageDecision) -> pb.DecideResponse:
+    decision = decided.decision
+    return pb.DecideResponse(
+        request_id=decided.request_id,
+        item_ids=decided.item_ids,
+        order=decided.order,
+        actions=[pb.Action(name=action.name, value=action.value) for action in decision.actions],
+        decided_by=_DECIDED_BY[decision.decided_by],
+        policy=decision.policy,
+        bucket=decision.bucket,
+        model_version=decision.model_version,
+        fallback_reason=decision.fallback_reason,
+    )
+
+
+def from_features(features: Features) -> dict[str, pb.Value]:
+    """For clients in Python: raw values as messages."""
+    return {name: _from_value(value) for name, value in features.items()}
+
+
+def _to_item(message: pb.Item) -> Item:
+    return Item(
+        message.item_id,
+        message.click_score if message.HasField("click_score") else None,
+        message.pay_score if message.HasField("pay_score") else None,
+        _to_features(f"items[{message.item_id}].features", message.features) if message.features else {},
+    )
+
+
+def _to_features(where: str, messages: Mapping[str, pb.Value]) -> Features:
+    return {name: _to_value(f"{where}.{name}", message) for name, message in messages.items()}
+
+
+def _to_value(where: str, message: pb.Value) -> FeatureValue:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        return None
+    if kind == "list":
+        return tuple(_to_scalar(f"{where}[{i}]", value) for i, value in enumerate(message.list.values))
+    value: Scalar = getattr(message, kind)
+    return value
+
+
+def _to_scalar(where: str, message: pb.Value) -> Scalar:
+    value = _to_value(where, message)
+    if value is None or isinstance(value, tuple):
+        msg = f"{where}: expected a number, text or flag, found {'nothing' if value is None else 'a list'}"
+        raise AgentRequestError(msg)
+    return value
+
+
+def _from_value(value: FeatureValue) -> pb.Value:
+    if value is None:
+        return pb.Value()
+    if isinstance(value, tuple | list):
+        return pb.Value(list=pb.Value.List(values=[_from_value(each) for each in value]))
+    return pb.Value(**_kind(value))
+
+
+def _kind(value: Scalar) -> dict[str, Any]:
+    match value:
+        case bool():
+            return {"flag": value}
+        case int():
+            return {"integer" if value < 2**63 else "unsigned": value}
+        case float():
+            return {"number": value}
+        case _:
+            return {"text": value}
