@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from pipeline.errors import PageturnError
 from pipeline.records import SCHEMA_VERSION, Event, FeedbackKind, Impression
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ _TYPES = ("impression", "feedback")
 _KINDS = tuple(kind.value for kind in FeedbackKind)
 
 
-class EventError(Exception):
+class EventError(PageturnError):
     """A payload is not the record that it was taken for."""
 
 
@@ -51,7 +52,7 @@ class Refusal(NamedTuple):
 
 
 def encode(record: Struct) -> bytes:
-    """The record as JSON: equal records give equal bytes."""
+    """The record as JSON. Mappings keep their order, so a record that went through `decode` gives the same bytes."""
     return _JSON.encode(record)
 
 

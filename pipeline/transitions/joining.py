@@ -263,7 +263,8 @@ def item_labels(items: Sequence[Item], feedback: Iterable[Feedback]) -> tuple[La
 
 
 def _item_label(feedback: Iterable[Feedback]) -> Labels:
-    clicks, orders, order_value, dwell_s = 0, 0, 0.0, 0.0
+    clicks, orders = 0, 0
+    order_value, dwell_s = _NO_LABELS.order_value, _NO_LABELS.dwell_s  # omit_defaults goes by identity
     for event in feedback:
         if event.kind is FeedbackKind.CLICK:
             clicks += 1

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from pipeline.errors import PageturnError
 from pipeline.logs import log
 from pipeline.records import Episode, Fate, Page, SetAside, Transition
 from pipeline.transitions import episodes, joining
@@ -41,7 +42,7 @@ STATE_VERSION = 1
 Output = Page | Transition | Episode | SetAside
 
 
-class StateError(Exception):
+class StateError(PageturnError):
     """A stored session state is not one that this build reads."""
 
 
