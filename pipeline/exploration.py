@@ -125,7 +125,8 @@ def log_density_clipped(value: float, expectation: float, sigma: float, low: flo
 
 
 def _log_cdf(z: float) -> float:
-    """log Phi(z), finite also where Phi underflows (Mills ratio)."""
+    """log Phi(z), finite also where Phi underflows (asymptotic series of the Mills ratio, to 2e-10)."""
     if z > -30:
         return math.log(0.5 * math.erfc(-z / math.sqrt(2)))
-    return -0.5 * z * z - _LOG_SQRT_2PI - math.log(-z) + math.log1p(-1 / (z * z))
+    w = 1 / (z * z)
+    return -0.5 * z * z - _LOG_SQRT_2PI - math.log(-z) + math.log1p(-w * (1 - w * (3 - 15 * w)))
