@@ -18,7 +18,7 @@ from pipeline.serving.errors import TooLate, Unavailable
 
 MODEL_SERVER = "PAGETURN_MODEL_SERVER"  # path of a tensorflow_model_server binary
 
-# Why each has its value: serving_config/tensorflow_model_server.flags, which a test holds equal to this.
+# Why each has its value: serving_config/tensorflow_model_server.sh; a test keeps the two equal.
 FLAGS: Mapping[str, int | bool] = {
     "model_config_file_poll_wait_seconds": 1,
     "file_system_poll_wait_seconds": 1,

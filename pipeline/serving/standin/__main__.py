@@ -30,6 +30,9 @@ class StartError(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
+    if "--help" in arguments:
+        print(flags.usage())
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -25,22 +25,21 @@ IGNORED = (
     "enable_profiler",
     "per_process_gpu_memory_fraction",
     "remove_unused_fields_from_bundle_metagraph",
-    "enable_model_warmup_for_all_batch_sizes",
-    "num_model_warmup_threads",
     "grpc_channel_arguments",
-    "grpc_max_threads_per_core",
+    "num_tflite_pools",
+    "num_tflite_interpreters_per_pool",
+    "xla_cpu_compilation_enabled",
 )
 # The real server would behave otherwise with them; silence would mislead.
 REFUSED = (
     "ssl_config_file",
+    "use_alts_credentials",
+    "grpc_socket_path",
     "platform_config_file",
     "tensorflow_session_config_file",
     "thread_pool_factory_config_file",
-    "grpc_socket_path",
-    "use_tflite_model",
     "prefer_tflite_model",
     "enable_signature_method_name_check",
-    "mixed_precision",
 )
 
 
@@ -71,6 +70,15 @@ class Flags:
     enable_serialization_as_tensor_content: bool = False
     saved_model_tags: str = "serve"
     ignored: tuple[str, ...] = ()  # names of accepted flags that do nothing here
+
+
+def usage() -> str:
+    """One line per flag, with its default."""
+    lines = [f"  --{field.name}={field.default}" for field in fields(Flags) if field.name != "ignored"]
+    return "\n".join(
+        ["usage: python -m pipeline.serving.standin --name=value ...", *lines, "accepted, without effect here:"]
+        + [f"  --{name}" for name in IGNORED]
+    )
 
 
 def parse(arguments: Sequence[str]) -> Flags:
@@ -129,6 +137,8 @@ def _check(flags: Flags) -> None:
             "expected --tensorflow_session_parallelism, or --tensorflow_intra_op_parallelism and "
             "--tensorflow_inter_op_parallelism, found both"
         )
+    elif "batching_parameters_file" in flags.ignored and "enable_batching" not in flags.ignored:
+        message = "--batching_parameters_file: expected --enable_batching with it, found none"
     else:
         return
     raise FlagError(message)

@@ -40,7 +40,7 @@ def _run(bundle: Runnable, log: Any) -> None:
     if kind == "predict_log":
         predict(bundle, log.predict_log.request, None, tensors.encode_into)
     elif kind is not None:
-        text = f"Unsupported log_type for warmup: {kind}"
+        text = f"Unsupported log_type for warmup: {log.DESCRIPTOR.fields_by_name[kind].number}"
         raise StatusError(grpc.StatusCode.UNIMPLEMENTED, text)
 
 
