@@ -1,0 +1,179 @@
+"""Learner -> candidates: one SavedModel per learned policy, with all that the version controller needs to judge it.
+
+A model holds its own copy of the state tower and its policy's head, nothing of the critic.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from msgspec import structs
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
+
+from model_export.candidate import EXTRA, MODEL, PARAMETERS, RECORD, WARM_UP, Candidate, Probe, encode_candidate
+from pipeline.config.schema import Bits, Dense, Feature, FeatureConfig
+from pipeline.config.schema import Sequence as SequenceFeature
+from pipeline.features.encoder import Encoder
+from pipeline.features.inputs import model_inputs
+from pipeline.features.snapshot import Snapshot
+from pipeline.learning.ddpg import ActionSpace, Ddpg, Evaluation
+from pipeline.learning.durable import fsync_tree, replace_dir
+from pipeline.learning.networks import Inputs, Mlp, Tower, drawing
+from pipeline.learning.training import Probing, Training
+from pipeline.records import FeatureValue, State
+
+_SIGNATURE = "serving_default"
+_WARM_UP_REQUESTS = 4  # batch sizes and values do not matter on a CPU; the signature and the output filter do
+_log = logging.getLogger(__name__)
+
+
+class PolicyModel(tf.Module):
+    """What is served for one policy: inputs of the config -> action, inside its range."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        super().__init__(name="policy")
+        algorithm, draw = config.algorithm, drawing(config.algorithm.seed)
+        self.space = ActionSpace(config)
+        self.tower = Tower(config, draw)
+        self.head = Mlp(draw, "actor", self.tower.width, algorithm.head, self.space.size)
+        specs = {i.name: tf.TensorSpec([None, *i.shape], i.dtype, name=i.name) for i in model_inputs(config)}
+        self.serve = tf.function(lambda **inputs: {"action": self(inputs)}).get_concrete_function(**specs)
+
+    def __call__(self, inputs: Inputs) -> tf.Tensor:
+        return self.space.action(self.head(self.tower(inputs)))  # [B, N]
+
+    def copy_from(self, learner: Ddpg, policy: int) -> None:
+        """The shared tower whole, of the stacked heads the policy's own."""
+        for mine, shared in zip(self.tower.variables, learner.tower.variables, strict=True):
+            mine.assign(shared)
+        for mine, stacked in zip(self.head.variables, learner.actor_heads.variables, strict=True):
+            mine.assign(tf.reshape(stacked[policy], mine.shape))
+
+
+class Exporter:
+    """Writes candidates to staging. Callable as the trainer's `export`."""
+
+    def __init__(self, config: FeatureConfig, staging: Path) -> None:
+        self._config, self._staging = config, staging
+        self._model = PolicyModel(config)
+
+    def __call__(self, training: Training, created_ms: int) -> tuple[Path, ...]:
+        """One candidate per learned policy; those that are there already are left alone."""
+        training.check_finite()
+        judged = _judge(training)
+        candidates = [_candidate(training, k, judged, created_ms) for k in range(len(self._config.learned_policies()))]
+        for k, candidate in enumerate(candidates):
+            final = self._folder(candidate)
+            if final.exists():
+                _log.info("%s is there already", final)
+                continue
+            temporary = final.with_name(f".tmp-{candidate.id}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            self._model.copy_from(training.learner, k)
+            self._write(temporary, candidate, training.snapshot, judged.inputs)
+            replace_dir(temporary, final)
+        return tuple(self._folder(candidate) for candidate in candidates)
+
+    def _folder(self, candidate: Candidate) -> Path:
+        return self._staging / candidate.policy / candidate.id
+
+    def _write(self, folder: Path, candidate: Candidate, snapshot: Snapshot, inputs: dict[str, np.ndarray]) -> None:
+        model = folder / MODEL
+        tf.saved_model.save(self._model, str(model), signatures={_SIGNATURE: self._model.serve})
+        (model / EXTRA).mkdir()
+        (model / PARAMETERS).write_bytes(snapshot.to_bytes())
+        write_warm_up(model / WARM_UP, candidate.model_name, inputs)
+        (folder / RECORD).write_bytes(encode_candidate(candidate))
+        fsync_tree(folder)
+
+
+class _Judged(NamedTuple):
+    """The probes and what the learner says about them."""
+
+    probing: Probing
+    inputs: dict[str, np.ndarray]
+    evaluation: Evaluation
+
+
+def _judge(training: Training) -> _Judged:
+    probing = training.probing()
+    if not probing.states:
+        probing = Probing((neutral_state(training.config),), covered=False)
+    prepared = [training.encoder.prepare(state) for state in probing.states]
+    inputs = training.encoder.finish(training.encoder.stack(prepared), training.snapshot)
+    found = zip(probing.states, prepared, strict=True)
+    probing = Probing(tuple(structs.replace(state, lookups=p.lookups) for state, p in found), probing.covered)
+    return _Judged(probing, inputs, Evaluation(*(x.numpy() for x in training.learner.evaluate(inputs))))
+
+
+def bootstrap(config: FeatureConfig, staging: Path, created_ms: int) -> tuple[Path, ...]:
+    """Candidates of a learner that has learned nothing: exactly the baseline, for version 1 of every model."""
+    return Exporter(config, staging)(Training(config, Encoder(config)), created_ms)
+
+
+def _candidate(training: Training, k: int, judged: _Judged, created_ms: int) -> Candidate:
+    config, progress, (probing, _, evaluation) = training.config, training.progress, judged
+    policy = config.learned_policies()[k]
+    actions = evaluation.action[k].tolist()
+    probes = (Probe(state, tuple(action)) for state, action in zip(probing.states, actions, strict=True))
+    losses = {name.removesuffix(f"/{policy}"): x for name, x in training.losses.items()}
+    return Candidate(
+        id=f"{progress.ingested:012d}",
+        policy=policy,
+        model_name=config.model_name(policy),
+        config_sha=training.encoder.config_sha,
+        parameters=training.snapshot.sha256,
+        created_ms=created_ms,
+        seed=config.algorithm.seed,
+        transitions=progress.ingested,
+        explored=progress.explored.get(policy, 0),
+        updates=progress.updates,
+        first_transition=progress.first_transition,
+        last_transition=progress.last_transition,
+        losses={name: x for name, x in losses.items() if "/" not in name},
+        value_mean=float(evaluation.value.mean()) if probing.covered else None,
+        advantage_mean=float(evaluation.advantage[k].mean()) if probing.covered else None,
+        pages=dict(progress.pages.get(policy, {})),
+        probes=tuple(probes),
+    )
+
+
+def write_warm_up(path: Path, model_name: str, inputs: dict[str, np.ndarray]) -> None:
+    """Requests as agents make them: one state, no output filter. The server replays them before it serves."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for row in range(min(_WARM_UP_REQUESTS, len(next(iter(inputs.values()))))):
+            request = PredictRequest()
+            request.model_spec.name, request.model_spec.signature_name = model_name, _SIGNATURE
+            for name, x in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(x[row : row + 1]))
+            log = PredictionLog(predict_log=PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def neutral_state(config: FeatureConfig) -> State:
+    """A valid raw state where none was seen yet: 0.5 for numbers, id 0, no history, no items.
+
+    Where features of several kinds read the same source the id or history decides.
+    """
+    scopes: dict[str, dict[str, FeatureValue]] = {"user": {}, "context": {}, "page": {}}
+    for feature in sorted(config.features, key=lambda f: not isinstance(f, Dense)):
+        scope, field = feature.source.split(".", 1)
+        scopes[scope][field] = _neutral(feature)
+    return State(**scopes)
+
+
+def _neutral(feature: Feature) -> FeatureValue:
+    match feature:
+        case Dense():
+            return 0.5
+        case SequenceFeature():
+            return ()
+        case Bits():
+            return 0
+    return "0"

@@ -1,0 +1,184 @@
+"""The networks, generated from the feature config: one block per feature, a shared state tower, stacked heads.
+
+Weights are drawn from numpy's Philox keyed by (seed, name): one seed gives the same weights on any machine, and a
+new feature leaves the draws of the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import xxhash
+
+from pipeline.config.schema import Bits, ConvLayer, Feature, FeatureConfig, GraphTable, HashedId, IdFeature, Sequence
+from pipeline.features.inputs import DENSE, dense_columns, hashed_rows, mask_name, table_rows
+
+Inputs = dict[str, tf.Tensor]
+Draw = Callable[[str, tuple[int, ...], float], tf.Variable]  # (name, shape, bound) -> uniform in [-bound, bound)
+
+_EMBEDDING_BOUND = 0.05
+
+
+def drawing(seed: int) -> Draw:
+    """Variables with uniform weights; bits of the generator scaled by exact arithmetic, so alike everywhere."""
+
+    def draw(name: str, shape: tuple[int, ...], bound: float) -> tf.Variable:
+        key = np.random.SeedSequence([seed % 2**64, xxhash.xxh3_64_intdigest(name.encode())])
+        unit = np.random.Generator(np.random.Philox(key)).random(shape, dtype=np.float32)
+        return tf.Variable((2 * unit - 1) * np.float32(bound), name=name)
+
+    return draw
+
+
+def he_bound(fan_in: int) -> float:
+    """He et al. 2015: keeps the variance of ReLU layers."""
+    return (6 / fan_in) ** 0.5
+
+
+class Linear(tf.Module):
+    """x @ kernel + bias; with a `stack`, as many of them side by side as one batched product.
+
+    Without: [B, in] -> [B, out]. With: [B, in] or [K, B, in] -> [K, B, out].
+    """
+
+    def __init__(self, draw: Draw, name: str, fan_in: int, out: int, stack: int | None = None, zero: bool = False):
+        super().__init__()
+        lead = () if stack is None else (stack,)
+        self.kernel = draw(f"{name}_kernel", (*lead, fan_in, out), 0.0 if zero else he_bound(fan_in))
+        self.bias = draw(f"{name}_bias", (*lead, 1, out) if lead else (out,), 0.0)
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(x, self.kernel) + self.bias
+
+
+class Mlp(tf.Module):
+    """ReLU between layers. The last layer starts at zero: before any update the output is exactly 0."""
+
+    def __init__(self, draw: Draw, name: str, fan_in: int, hidden: tuple[int, ...], out: int, stack: int | None = None):
+        super().__init__()
+        sizes = (fan_in, *hidden)
+        self.hidden = [Linear(draw, f"{name}_{i}", sizes[i], sizes[i + 1], stack=stack) for i in range(len(hidden))]
+        self.last = Linear(draw, f"{name}_last", sizes[-1], out, stack=stack, zero=True)
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        for layer in self.hidden:
+            x = tf.nn.relu(layer(x))
+        return self.last(x)
+
+
+class AdvantageHeads(tf.Module):
+    """A_k(s, a) for all k. The state's share of the first layer is computed once for several actions of a state."""
+
+    def __init__(self, draw: Draw, width: int, dimensions: int, hidden: tuple[int, ...], policies: int):
+        super().__init__()
+        first, *rest = (*hidden, 1)
+        self.linear = not rest
+        self.state = Linear(draw, "advantage_state", width, first, stack=policies, zero=self.linear)
+        bound = 0.0 if self.linear else he_bound(dimensions)
+        self.action_kernel = draw("advantage_action_kernel", (policies, dimensions, first), bound)
+        self.rest = None if self.linear else Mlp(draw, "advantage", first, tuple(rest[:-1]), 1, stack=policies)
+
+    def of_state(self, hidden: tf.Tensor) -> tf.Tensor:
+        return self.state(hidden)  # [B, H] -> [K, B, F]
+
+    def __call__(self, state_part: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
+        """units: the action in baseline-centred units, [B, N] or [K, B, N]. Returns [K, B]."""
+        x = state_part + tf.matmul(units, self.action_kernel)
+        return tf.squeeze(x if self.rest is None else self.rest(tf.nn.relu(x)), -1)
+
+
+class Embedding(tf.Module):
+    def __init__(self, draw: Draw, name: str, rows: int, dim: int):
+        super().__init__()
+        self.width = dim
+        self.table = draw(f"{name}_table", (rows, dim), _EMBEDDING_BOUND)
+
+    def __call__(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.table, rows)  # [B] -> [B, dim]
+
+
+class SequenceEncoder(tf.Module):
+    """Masked 1-D convolutions over [B, L, D], then pooling. Padding counts for nothing; none but padding gives 0.
+
+    Activations are not negative and 0 where masked, so their maximum needs no mask of its own.
+    """
+
+    def __init__(self, draw: Draw, name: str, dim: int, layers: tuple[ConvLayer, ...], pool: str):
+        super().__init__()
+        self.pool, self.width = pool, layers[-1].filters
+        dims = (dim, *(layer.filters for layer in layers))
+        self.kernels = [
+            draw(f"{name}_conv_{i}", (c.kernel, dims[i], c.filters), he_bound(c.kernel * dims[i]))
+            for i, c in enumerate(layers)
+        ]
+        self.biases = [draw(f"{name}_conv_{i}_bias", (c.filters,), 0.0) for i, c in enumerate(layers)]
+
+    def __call__(self, x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        keep = mask[:, :, None]
+        for kernel, bias in zip(self.kernels, self.biases, strict=True):
+            x = tf.nn.relu(tf.nn.conv1d(x * keep, kernel, stride=1, padding="SAME") + bias) * keep
+        if self.pool == "max":
+            return tf.reduce_max(x, axis=1)
+        return tf.reduce_sum(x, axis=1) / tf.maximum(tf.reduce_sum(keep, axis=1), 1.0)
+
+
+class Tower(tf.Module):
+    """State inputs -> [B, width]: what V, A and mu of all policies read."""
+
+    def __init__(self, config: FeatureConfig, draw: Draw):
+        super().__init__()
+        self._features = tuple(f.name for f in config.features if isinstance(f, Bits | IdFeature | HashedId | Sequence))
+        self._dense = bool(dense_columns(config))
+        self.tables = {
+            name: Embedding(draw, name, table_rows(table), table.dim)
+            for name, table in config.embeddings.items()
+            if isinstance(table, GraphTable) and _used(config, name)
+        }
+        self._table_of = {f.name: f.embedding for f in config.features if isinstance(f, IdFeature)}
+        self.hashed = {
+            f.name: Embedding(draw, f.name, hashed_rows(f), f.dim) for f in config.features if isinstance(f, HashedId)
+        }
+        self.sequences = {
+            f.name: SequenceEncoder(draw, f.name, config.embeddings[f.embedding].dim, f.encoder.layers, f.encoder.pool)
+            for f in config.features
+            if isinstance(f, Sequence)
+        }
+        sizes = (len(dense_columns(config)) + sum(_width(f, config) for f in config.features), *config.algorithm.tower)
+        self.width = sizes[-1]
+        self.layers = [Linear(draw, f"tower_{i}", sizes[i], sizes[i + 1]) for i in range(len(sizes) - 1)]
+
+    def __call__(self, inputs: Inputs) -> tf.Tensor:
+        dense = [inputs[DENSE]] if self._dense else []
+        x = tf.concat(dense + [self._block(name, inputs) for name in self._features], axis=1)
+        for layer in self.layers:
+            x = tf.nn.relu(layer(x))
+        return x
+
+    def _block(self, name: str, inputs: Inputs) -> tf.Tensor:
+        if name in self._table_of:
+            return self.tables[self._table_of[name]](inputs[name])
+        if name in self.hashed:
+            return self.hashed[name](inputs[name])
+        if name in self.sequences:
+            return self.sequences[name](inputs[name], inputs[mask_name(name)])
+        return inputs[name]
+
+
+def _used(config: FeatureConfig, table: str) -> bool:
+    return any(isinstance(f, IdFeature) and f.embedding == table for f in config.features)
+
+
+def _width(feature: Feature, config: FeatureConfig) -> int:
+    """How many columns a feature adds beside the dense block."""
+    match feature:
+        case IdFeature():
+            return config.embeddings[feature.embedding].dim
+        case HashedId():
+            return feature.dim
+        case Bits():
+            return feature.width
+        case Sequence():
+            return feature.encoder.layers[-1].filters
+    return 0

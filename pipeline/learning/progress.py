@@ -1,0 +1,99 @@
+"""What a trainer has done so far: the part of its state that is neither weights nor rows. Checkpointed as it is."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+from msgspec import Struct, field
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.features.inputs import config_sha
+from pipeline.learning.errors import CheckpointError
+from pipeline.records import DecidedBy, Transition
+
+
+class Progress(Struct, forbid_unknown_fields=True):
+    ingested: int = 0  # transitions, each once
+    duplicates: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # by reason
+    positions: dict[int, int] = field(default_factory=dict)  # next offset by partition
+    first_transition: str | None = None
+    last_transition: str | None = None
+    explored: dict[str, int] = field(default_factory=dict)  # transitions that a learned policy decided itself
+    pages: dict[str, dict[str, int]] = field(default_factory=dict)  # policy -> decided_by, since the last candidate
+    reward_abs_max: float = 0.0
+    owed: float = 0.0  # updates, a fraction of one
+    updates: int = 0
+    exported: int = 0  # `ingested` at the last candidate
+
+    @property
+    def read(self) -> int:
+        """Records taken from the log: every one is ingested, a duplicate, or refused with a reason."""
+        return self.ingested + self.duplicates + sum(self.refused.values())
+
+    def count(self, transition: Transition) -> None:
+        decision = transition.decision
+        self.ingested += 1
+        self.first_transition = self.first_transition or transition.id
+        self.last_transition = transition.id
+        self.reward_abs_max = max(self.reward_abs_max, abs(transition.reward))
+        if decision.decided_by is DecidedBy.POLICY:
+            self.explored[decision.policy] = self.explored.get(decision.policy, 0) + 1
+        pages = self.pages.setdefault(decision.policy, {})
+        pages[decision.decided_by.value] = pages.get(decision.decided_by.value, 0) + 1
+
+    def refuse(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+
+class Saved(Struct, frozen=True, forbid_unknown_fields=True):
+    """A checkpoint beside its weights. Arrays are little-endian bytes."""
+
+    format: str
+    format_version: int
+    identity: dict[str, str]
+    progress: Progress
+    losses: dict[str, float]
+    statistics: bytes
+    snapshot: bytes
+    recent: bytes  # uint64
+    partitions: bytes  # int32, int64: where the rows of the replay came from, oldest first
+    offsets: bytes
+    rows: int  # put into the replay so far
+
+
+FORMAT, FORMAT_VERSION = "pageturn-trainer", 1
+
+
+def identity(config: FeatureConfig, round_size: int) -> dict[str, str]:
+    """What weights depend on besides the log, one text per part. A checkpoint belongs to one identity."""
+    return {
+        "features, embeddings, fusion and action (sha256)": config_sha(config),
+        "algorithm": msgspec.json.encode(config.algorithm, order="sorted").decode(),
+        "learned policies": json.dumps(config.learned_policies()),
+        "transitions per round": str(round_size),
+    }
+
+
+def check_identity(saved: Saved, expected: dict[str, str], where: str) -> None:
+    differing = [
+        f"{part}: expected {wanted}, found {saved.identity.get(part, 'nothing')}"
+        for part, wanted in expected.items()
+        if saved.identity.get(part) != wanted
+    ]
+    if differing:
+        msg = f"{where} is a checkpoint of another config: {'; '.join(differing)}. Use another work directory"
+        raise CheckpointError(msg)
+
+
+def decode_saved(payload: bytes, where: str) -> Saved:
+    try:
+        saved = msgspec.msgpack.decode(payload, type=Saved)
+    except msgspec.MsgspecError as error:
+        msg = f"{where}: expected {FORMAT} of version {FORMAT_VERSION}, found {error}"
+        raise CheckpointError(msg) from error
+    if (saved.format, saved.format_version) != (FORMAT, FORMAT_VERSION):
+        msg = f"{where}: expected {FORMAT} {FORMAT_VERSION}, found {saved.format} {saved.format_version}"
+        raise CheckpointError(msg)
+    return saved

@@ -1,0 +1,220 @@
+"""The trainer process: reads transitions, lets `Training` learn, keeps checkpoints, hands out candidates.
+
+Everything here may depend on clocks, poll sizes and kills; nothing of that reaches the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import tensorflow as tf
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.events import encode
+from pipeline.features.encoder import Encoder, VectorSource
+from pipeline.learning.checkpoint import Checkpoints, restore
+from pipeline.learning.metrics import MetricsFile, measured
+from pipeline.learning.progress import Progress, check_identity, decode_saved, identity
+from pipeline.learning.rereading import reread
+from pipeline.learning.training import ROUND_SIZE, Training, origins_of
+from pipeline.learning.workdir import locked
+from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record
+from pipeline.logs.opening import open_log
+from pipeline.logs.ordered import OrderedReader
+from pipeline.records import DeadLetter
+
+_log = logging.getLogger(__name__)
+
+
+class Pace(NamedTuple):
+    poll: int = 256  # records
+    idle_s: float = 0.05
+    topic_s: float = 1.0  # between looks for a topic that is not there yet
+    checkpoint_every: int = 50 * ROUND_SIZE  # transitions
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Job(NamedTuple):
+    config: FeatureConfig
+    log: EventLog
+    work_dir: Path
+    vectors: VectorSource | None
+    export: Callable[[Training, int], object] | None  # (what was learned, created_ms)
+    until_idle: bool
+    stop: threading.Event
+    clock_ms: Callable[[], int]
+    pace: Pace
+
+
+def train(
+    config: FeatureConfig,
+    log_url: str,
+    work_dir: Path,
+    *,
+    vectors: VectorSource | None = None,
+    export: Callable[[Training, int], object] | None = None,
+    until_idle: bool = False,
+    stop: threading.Event | None = None,
+    clock_ms: Callable[[], int] = wall_clock_ms,
+    pace: Pace | None = None,
+) -> Progress:
+    """Learn from the transitions topic until stopped or, with `until_idle`, until all that it holds was learned from.
+
+    Resumes from the work directory's newest checkpoint. `export` is called as `config.publish` says, and once at an
+    idle end if there is anything new.
+    Raises: TrainerError, LogError; whatever `vectors` and `export` raise.
+    """
+    tf.config.experimental.enable_op_determinism()
+    with locked(work_dir), closing(open_log(log_url)) as log:
+        job = Job(
+            config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace()
+        )
+        run = _Run(job)
+        run.follow()
+        return run.training.progress
+
+
+class _Marks(NamedTuple):
+    """Two checkpoints with the same marks are the same."""
+
+    read: int
+    ingested: int
+    exported: int
+
+
+class _Run:
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._checkpoints = Checkpoints(job.work_dir / "checkpoints")
+        self._metrics = MetricsFile(job.work_dir / "metrics.jsonl")
+        self._dead_letters: list[DeadLetter] = []
+        self.training = Training(job.config, Encoder(job.config, job.vectors))
+        self._number = self._resume()
+        self._durable = self._marks() if self._number else None  # of the newest checkpoint
+        self._exported_ms = job.clock_ms()
+
+    def follow(self) -> None:
+        job, reader = self._job, self._reader()
+        while reader and not job.stop.is_set():
+            records = reader.poll(job.pace.poll)
+            for record in records:
+                self._take(record)
+                if job.stop.is_set():
+                    break
+            self._bury()
+            if not records and job.until_idle and reader.caught_up():
+                break
+            if self._export_is_due():
+                self._hand_out()
+            if not records:
+                job.stop.wait(job.pace.idle_s)
+        if job.until_idle and not job.stop.is_set() and self._news() > 0:
+            self._hand_out()
+        self._checkpoint()
+
+    def _reader(self) -> OrderedReader | None:
+        """None when stopped while the topic was not there yet."""
+        job = self._job
+        while not job.stop.is_set():
+            try:
+                positions = self.training.progress.positions
+                return OrderedReader(job.log, TRANSITIONS, positions, job.clock_ms, job.config.stream.clock_skew)
+            except LogError as error:
+                if job.until_idle or self._durable is not None:
+                    raise
+                _log.warning("waiting for transitions: %s", error)
+            job.stop.wait(job.pace.topic_s)
+        return None
+
+    def _take(self, record: Record) -> None:
+        rounds = self.training.rounds
+        dead_letter = self.training.ingest(record)
+        if dead_letter is not None:
+            self._dead_letters.append(dead_letter)
+        if self.training.rounds != rounds:
+            self._metrics.append(measured(self.training, self._job.clock_ms()))
+        behind = self.training.progress.ingested - (self._durable.ingested if self._durable else 0)
+        if behind >= self._job.pace.checkpoint_every:
+            self._checkpoint()
+
+    # Dead letters ----------------------------------------------------------------------------------------------------
+
+    def _bury(self) -> None:
+        """At least once: before their positions are behind a checkpoint."""
+        if not self._dead_letters:
+            return
+        entries = [Entry(letter.key, encode(letter)) for letter in self._dead_letters]
+        _log.warning("%d transitions refused, the last: %s", len(entries), self._dead_letters[-1].detail)
+        _ensure(self._job.log, DEAD_LETTERS)
+        self._job.log.append(DEAD_LETTERS, entries)
+        self._dead_letters.clear()
+
+    # Candidates ------------------------------------------------------------------------------------------------------
+
+    def _news(self) -> int:
+        return self.training.progress.ingested - self.training.progress.exported
+
+    def _export_is_due(self) -> bool:
+        publish = self._job.config.publish
+        elapsed = self._job.clock_ms() - self._exported_ms
+        return elapsed >= publish.every and self._news() >= max(publish.min_transitions, 1)
+
+    def _hand_out(self) -> None:
+        """The checkpoint first: no candidate is ahead of what survives a kill."""
+        self._checkpoint()
+        now = self._job.clock_ms()
+        if self._job.export is not None:
+            self._job.export(self.training, now)
+        self.training.progress.exported = self.training.progress.ingested
+        self.training.progress.pages.clear()
+        self._exported_ms = now
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        marks = self._marks()
+        if marks == self._durable:
+            return
+        self._bury()
+        self.training.check_finite()
+        state = msgspec.msgpack.encode(self.training.saved())
+        self._checkpoints.write(self._number + 1, self.training.learner, state)
+        self._number += 1
+        self._durable = marks
+
+    def _marks(self) -> _Marks:
+        progress = self.training.progress
+        return _Marks(progress.read, progress.ingested, progress.exported)
+
+    def _resume(self) -> int:
+        """Number of the checkpoint that was resumed from; 0 where there was none."""
+        loaded = self._checkpoints.newest()
+        if loaded is None:
+            return 0
+        saved = decode_saved(loaded.state, str(loaded.path))
+        check_identity(saved, identity(self._job.config, self.training.round_size), str(loaded.path))
+        restore(self.training.learner, loaded)
+        lost = self.training.resume(saved, reread(self._job.log, origins_of(saved)))
+        if lost:
+            _log.warning(
+                "%d transitions of the replay are no longer in the log, or not readable; going on without", lost
+            )
+        _log.info("resumed from %s: %d transitions", loaded.path, saved.progress.ingested)
+        return loaded.number
+
+
+def _ensure(log: EventLog, topic: str) -> None:
+    try:
+        log.partitions(topic)
+    except LogError:
+        log.create(topic, 1)

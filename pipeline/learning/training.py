@@ -1,0 +1,214 @@
+"""The deterministic middle of the trainer: records in, weights out. No clock, no directory, no poll sizes.
+
+Transitions are ingested one by one. After every `round_size` of them feature statistics are frozen into a snapshot
+and the updates that are owed are done. So weights depend on the config and the order of transitions only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.features.encoder import Encoder
+from pipeline.features.snapshot import Snapshot
+from pipeline.features.statistics import Statistics
+from pipeline.learning.ddpg import Batch, Ddpg
+from pipeline.learning.errors import DivergenceError
+from pipeline.learning.ingestion import Example, Unusable, read_transition, to_example
+from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
+from pipeline.learning.replay import Origins, RecentIds, Replay
+from pipeline.logs.log import TRANSITIONS, Record
+from pipeline.records import DeadLetter, State
+
+ROUND_SIZE = 64
+RECENT_IDS = 131_072
+_UPDATES_AT_ONCE = 16  # whose rows are encoded together; a matter of memory and speed
+_STATES_PER_PROBE = 16
+_SLACK = 2.0  # of the bound on |Q|: approximation may overshoot it, divergence leaves it behind
+_PER_POLICY = {
+    "advantage_loss": "advantage",
+    "actor_loss": "actor",
+    "q_abs": "q_abs",
+    "advantage_mean": "advantage_mean",
+}
+
+Metrics = dict[str, float]
+
+
+class Probing(NamedTuple):
+    states: tuple[State, ...]
+    covered: bool  # baseline traffic visits them, so V and "better than the baseline" mean something there
+
+
+class Training:
+    """Owns the learner and everything that it learns from."""
+
+    def __init__(self, config: FeatureConfig, encoder: Encoder, *, round_size: int = ROUND_SIZE) -> None:
+        self.config, self.encoder, self.round_size = config, encoder, round_size
+        self.learner = Ddpg(config)
+        self.snapshot = Snapshot.initial(config)
+        self.progress = Progress()
+        self.losses: Metrics = {}  # of the last round with updates
+        self.replay = Replay(config.algorithm.replay, encoder.prepared_dtype, len(config.action))
+        self._statistics = Statistics(config)
+        self._recent = RecentIds(RECENT_IDS)
+        self._policies = config.learned_policies()
+        kept = config.publish.probes * _STATES_PER_PROBE
+        self._states: dict[bool, deque[State]] = {covered: deque(maxlen=kept) for covered in (True, False)}
+
+    # Ingestion -------------------------------------------------------------------------------------------------------
+
+    def ingest(self, record: Record) -> DeadLetter | None:
+        """Take one record of the transitions topic: learn from it, know it already, or give it back with a reason."""
+        self.progress.positions[record.partition] = record.offset + 1
+        transition = read_transition(record.payload)
+        if isinstance(transition, Unusable):
+            return self._refuse(record, transition)
+        digest = xxhash.xxh3_64_intdigest(transition.id.encode())
+        if digest in self._recent:
+            self.progress.duplicates += 1
+            return None
+        example = to_example(transition, self.config, self.encoder)
+        if isinstance(example, Unusable):
+            return self._refuse(record, example)
+        self._recent.add(digest)
+        self._statistics.update(example.rows[:1])
+        self._remember(example, record)
+        self.progress.count(transition)
+        if self.progress.ingested % self.round_size == 0:
+            self._round()
+        return None
+
+    def _refuse(self, record: Record, why: Unusable) -> DeadLetter:
+        self.progress.refuse(why.reason)
+        where = f"{TRANSITIONS}/{record.partition}:{record.offset}"
+        return DeadLetter(where, why.reason, why.detail, record.appended_at_ms, record.key, record.payload)
+
+    def _remember(self, example: Example, record: Record) -> None:
+        self.replay.add(example, record.partition, record.offset)
+        self._states[example.by_baseline].append(example.transition.state)
+
+    # Learning --------------------------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        self.snapshot = self._statistics.freeze()
+        algorithm = self.config.algorithm
+        if len(self.replay) < algorithm.batch_size:
+            return
+        self.progress.owed += self.round_size * algorithm.updates_per_transition
+        owed = int(self.progress.owed)
+        self.progress.owed -= owed
+        history = [losses for start in range(0, owed, _UPDATES_AT_ONCE) for losses in self._updates(start, owed)]
+        if history:
+            self.losses = self._summary(history)
+
+    def _updates(self, start: int, owed: int) -> list[dict[str, np.ndarray]]:
+        count, size = min(_UPDATES_AT_ONCE, owed - start), self.config.algorithm.batch_size
+        rng = np.random.default_rng([self.config.algorithm.seed % 2**64, self.progress.updates])
+        sampled = self.replay.sample(rng, count * size)
+        state = self.encoder.finish(sampled.state, self.snapshot)
+        next_state = self.encoder.finish(sampled.next_state, self.snapshot)
+        whole = Batch(state, next_state, *sampled[2:])
+        active = np.array(
+            [self.progress.explored.get(p, 0) >= self.config.algorithm.actor_after for p in self._policies]
+        )
+        losses = [self.learner.step(_part(whole, i * size, size), active) for i in range(count)]
+        self.progress.updates += count
+        return [{name: x.numpy() for name, x in each.items()} for each in losses]
+
+    def _summary(self, history: list[dict[str, np.ndarray]]) -> Metrics:
+        """Means over the updates of a round, by policy where they are the policy's. DivergenceError when not finite."""
+        means = {name: np.mean([each[name] for each in history], axis=0) for name in history[0]}
+        if not all(np.isfinite(mean).all() for mean in means.values()):
+            msg = f"losses are no longer finite at update {self.progress.updates}: lower the learning rates"
+            raise DivergenceError(msg)
+        metrics = {"value_loss": float(means["value"]), "value_mean": float(means["value_mean"])}
+        for k, policy in enumerate(self._policies):
+            metrics |= {f"{name}/{policy}": float(means[key][k]) for name, key in _PER_POLICY.items()}
+            actions = zip(self.config.action, means["action_mean"][k], strict=True)
+            metrics |= {f"action_mean/{policy}/{dimension.name}": float(mean) for dimension, mean in actions}
+        metrics["diverged"] = float(means["q_abs"].max(initial=0.0) > self.q_bound)
+        return metrics
+
+    @property
+    def rounds(self) -> int:
+        return self.progress.ingested // self.round_size
+
+    @property
+    def q_bound(self) -> float:
+        """Twice what the largest reward forever is worth: mean |Q| exceeds it only where learning diverges."""
+        return _SLACK * self.progress.reward_abs_max / (1 - self.config.algorithm.gamma)
+
+    def check_finite(self) -> None:
+        for variable in self.learner.variables:
+            if not np.isfinite(variable.numpy()).all():
+                msg = f"{variable.name} is no longer finite at update {self.progress.updates}: lower the learning rates"
+                raise DivergenceError(msg)
+
+    # What others see -------------------------------------------------------------------------------------------------
+
+    def probing(self) -> Probing:
+        """States spread evenly over those seen of late, on pages of the baseline if there were any."""
+        covered = bool(self._states[True])
+        states, wanted = self._states[covered], self.config.publish.probes
+        picks = np.linspace(0, len(states) - 1, min(wanted, len(states))).round().astype(int)
+        return Probing(tuple(states[i] for i in picks), covered)
+
+    def saved(self) -> Saved:
+        origins = self.replay.origins()
+        return Saved(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            identity=identity(self.config, self.round_size),
+            progress=copy.deepcopy(self.progress),
+            losses=dict(self.losses),
+            statistics=self._statistics.to_bytes(),
+            snapshot=self.snapshot.to_bytes(),
+            recent=self._recent.hashes().astype("<u8").tobytes(),
+            partitions=origins.partitions.astype("<i4").tobytes(),
+            offsets=origins.offsets.astype("<i8").tobytes(),
+            rows=self.replay.added,
+        )
+
+    def resume(self, saved: Saved, rows: Iterable[Record | None]) -> int:
+        """Everything but the weights, from a checkpoint of this identity.
+
+        `rows` are the records of `origins_of(saved)`, in that order. Returns how many of them the log no longer has,
+        or cannot be encoded any more; with none missing the run goes on as if it had not been interrupted.
+        """
+        self.progress, self.losses = copy.deepcopy(saved.progress), dict(saved.losses)
+        self._statistics = Statistics.from_bytes(saved.statistics, self.config)
+        self.snapshot = Snapshot.from_bytes(saved.snapshot, self.config)
+        self._recent = RecentIds(RECENT_IDS, np.frombuffer(saved.recent, "<u8"))
+        expected = len(origins_of(saved).offsets)
+        self.replay.start_at(saved.rows - expected)
+        found = sum(self._put_back(record) for record in rows)
+        if found < expected:
+            self.replay.keep_last(found)
+        return expected - found
+
+    def _put_back(self, record: Record | None) -> bool:
+        transition = Unusable("gone", "") if record is None else read_transition(record.payload)
+        if isinstance(transition, Unusable):
+            return False
+        example = to_example(transition, self.config, self.encoder)
+        if isinstance(example, Unusable):
+            return False
+        self._remember(example, record)
+        return True
+
+
+def origins_of(saved: Saved) -> Origins:
+    return Origins(np.frombuffer(saved.partitions, "<i4"), np.frombuffer(saved.offsets, "<i8"))
+
+
+def _part(whole: Batch, start: int, size: int) -> Batch:
+    part = slice(start, start + size)
+    columns = ({name: x[part] for name, x in inputs.items()} for inputs in (whole.state, whole.next_state))
+    return Batch(*columns, *(x[part] for x in whole[2:]))
