@@ -82,8 +82,7 @@ class LogWriter:
 
     def _run(self) -> None:
         try:
-            while batch := self._next_batch():
-                self._write(batch)
+            while (batch := self._next_batch()) and self._write(batch):
                 with self._changed:
                     self._unwritten -= len(batch)
                     self._changed.notify_all()
@@ -99,25 +98,33 @@ class LogWriter:
                 return []
             return [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
 
-    def _write(self, batch: list[Entry]) -> None:
+    def _write(self, batch: list[Entry]) -> bool:
+        """False when the writer was closed and its time is up."""
         pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                self._log.append(EVENTS, batch)
-            except LogError as error:
-                self._metrics.count("event_log_errors")
-                _LOG.warning("event log: %s; trying again in %g s", error, pause_s)
-            else:
-                self._metrics.count("events_written", len(batch))
-                return
+        while not self._append(batch):
             self._wait(pause_s)
             if self._out_of_time():
-                return
+                return False
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return True
+
+    def _append(self, batch: list[Entry]) -> bool:
+        try:
+            self._log.append(EVENTS, batch)
+        except LogError as error:
+            self._metrics.count("event_log_errors")
+            _LOG.warning("event log: %s; trying again", error)
+            return False
+        self._metrics.count("events_written", len(batch))
+        return True
 
     def _wait(self, pause_s: float) -> None:
+        """Cut short when the writer is closed, and by the time it has left then."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing_at_s is not None, pause_s)
+            if self._closing_at_s is None:
+                self._changed.wait_for(lambda: self._closing_at_s is not None, pause_s)
+            else:
+                self._changed.wait(max(min(pause_s, self._closing_at_s - self._monotonic()), 0.0))
 
     def _out_of_time(self) -> bool:
         return self._closing_at_s is not None and self._monotonic() >= self._closing_at_s

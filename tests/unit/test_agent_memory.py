@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pipeline.agent.memory import RetryMemory
+from pipeline.agent.metrics import Metrics
+from pipeline.agent.requests import PageDecision, PageRequest
+from pipeline.records import DecidedBy, Decision, Item
+
+
+def request(request_id: str, **changes) -> PageRequest:
+    fields = {"user_id": "u", "session_id": "s", "page_index": 0, "items": (Item("x"),), **changes}
+    return PageRequest(request_id, **fields)
+
+
+def decision(request_id: str) -> PageDecision:
+    return PageDecision(request_id, (0,), ("x",), Decision(DecidedBy.BASELINE, "base", "control"))
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_the_first_decision_stands():
+    memory = RetryMemory(10, 60.0, Clock())
+    first, second = decision("r"), decision("r")
+    assert memory.recall(request("r")) is None
+    assert memory.settle(request("r"), first) is first
+    assert memory.settle(request("r"), second) is first
+    assert memory.recall(request("r")) is first
+
+
+def test_decisions_are_forgotten_after_a_while():
+    clock = Clock()
+    memory = RetryMemory(10, 60.0, clock)
+    memory.settle(request("r"), decision("r"))
+    clock.now_s = 60.0
+    assert memory.recall(request("r")) is not None
+    clock.now_s = 60.1
+    assert memory.recall(request("r")) is None
+    again = decision("r")
+    assert memory.settle(request("r"), again) is again
+
+
+def test_the_oldest_go_first():
+    memory = RetryMemory(2, 60.0, Clock())
+    for name in "abc":
+        memory.settle(request(name), decision(name))
+    assert [memory.recall(request(name)) is not None for name in "abc"] == [False, True, True]
+
+
+def test_an_id_used_for_another_page_is_not_a_retry():
+    memory = RetryMemory(10, 60.0, Clock())
+    memory.settle(request("r"), decision("r"))
+    for other in ({"user_id": "v"}, {"session_id": "t"}, {"page_index": 1}, {"items": (Item("y"),)}):
+        assert memory.recall(request("r", **other)) is None
+
+
+def test_metrics_add_up():
+    metrics = Metrics()
+    metrics.count("pages", policy="rl")
+    metrics.count("pages", 2, policy="base")
+    metrics.gauge("version", 7, policy="rl")
+    for seconds in (0.0005, 0.0006, 9.0):
+        metrics.observe("decide_s", seconds)
+    reading = metrics.read()
+    assert metrics.total("pages") == 3
+    assert metrics.total("pages", policy="rl") == reading.counts["pages", (("policy", "rl"),)] == 1
+    assert reading.gauges == {("version", (("policy", "rl"),)): 7}
+    histogram = reading.latencies["decide_s", ()]
+    assert (histogram.counts[0], histogram.counts[1], histogram.counts[-1]) == (1, 1, 1)
+    assert histogram.sum_s == 9.0011

@@ -1,0 +1,153 @@
+"""Vectors in the key-value store: the cache, and the loader that never changes a vector."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.agent.lookups import TimelyVectors
+from pipeline.features.stored_vectors import StoredVectors, TableMeta, VectorError, load_vectors, read_table
+from pipeline.stores.store import StoreError
+
+
+class CountingStore:
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.asked: list[list[str]] = []
+
+    def get(self, key):
+        return self.values.get(key)
+
+    def get_many(self, keys):
+        self.asked.append(list(keys))
+        return [self.values.get(key) for key in keys]
+
+    def put(self, key, value):
+        self.values[key] = value
+
+    def put_many(self, values):
+        self.values.update(values)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def store() -> CountingStore:
+    store = CountingStore()
+    load_vectors(store, "fd", "shop", "e1", ["a", "b"], np.array([[1, 2], [3, 4]], np.float32))
+    store.asked.clear()
+    return store
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+A, B = np.array([1, 2], "<f4").tobytes(), np.array([3, 4], "<f4").tobytes()
+
+
+def test_one_round_trip_for_what_is_not_known(store: CountingStore, clock: Clock):
+    stored = StoredVectors(store, "fd", capacity=10, monotonic=clock)
+    assert stored.vectors("shop", "e1", ["a", "x", "a"]) == [A, None, A]
+    assert stored.vectors("shop", "e1", ["b", "a"]) == [B, A]
+    assert stored.vectors("shop", "e1", []) == []
+    assert store.asked == [["fd:e:shop:e1:a", "fd:e:shop:e1:x"], ["fd:e:shop:e1:b"]]
+
+
+def test_tables_and_epochs_are_kept_apart(store: CountingStore, clock: Clock):
+    stored = StoredVectors(store, "fd", capacity=10, monotonic=clock)
+    assert stored.vectors("shop", "e1", ["a"]) == [A]
+    assert stored.vectors("shop", "e2", ["a"]) == [None]
+    assert stored.vectors("city", "e1", ["a"]) == [None]
+
+
+def test_that_an_id_has_no_vector_is_soon_forgotten(store: CountingStore, clock: Clock):
+    stored = StoredVectors(store, "fd", capacity=10, monotonic=clock, absent_s=5.0)
+    stored.vectors("shop", "e1", ["c", "a"])
+    load_vectors(store, "fd", "shop", "e1", ["c"], np.array([[5, 6]], np.float32))
+    store.asked.clear()
+    clock.now_s += 5.0
+    assert stored.vectors("shop", "e1", ["c"]) == [None]
+    clock.now_s += 0.001
+    assert stored.vectors("shop", "e1", ["c", "a"]) == [np.array([5, 6], "<f4").tobytes(), A]
+    assert store.asked == [["fd:e:shop:e1:c"]]
+
+
+def test_the_vectors_used_last_stay(store: CountingStore, clock: Clock):
+    stored = StoredVectors(store, "fd", capacity=2, monotonic=clock)
+    stored.vectors("shop", "e1", ["a", "b"])
+    stored.vectors("shop", "e1", ["a"])
+    stored.vectors("shop", "e1", ["c"])
+    assert stored.cached("shop", "e1", ["a", "c"]) == [A, None]
+    assert stored.cached("shop", "e1", ["b"]) is None
+
+
+def test_more_ids_at_once_than_the_cache_holds(store: CountingStore, clock: Clock):
+    stored = StoredVectors(store, "fd", capacity=1, monotonic=clock)
+    assert stored.vectors("shop", "e1", ["a", "b", "c"]) == [A, B, None]
+
+
+def test_the_record_of_a_table_is_not_an_id(store: CountingStore, clock: Clock):
+    stored = StoredVectors(store, "fd", capacity=10, monotonic=clock)
+    assert stored.vectors("shop", "e1", ["!meta", "a"]) == [None, A]
+    assert stored.cached("shop", "e1", ["!meta", "a"]) == [None, A]
+
+
+def test_loading_says_what_the_table_is_and_can_be_repeated(store: CountingStore):
+    assert read_table(store, "fd", "shop", "e1") == TableMeta(2, "float32", 2)
+    more = load_vectors(store, "fd", "shop", "e1", ["b", "c"], np.array([[3, 4], [5, 6]], np.float32))
+    assert more == read_table(store, "fd", "shop", "e1") == TableMeta(2, "float32", 3)
+    assert read_table(store, "fd", "shop", "e2") is None
+
+
+def test_half_precision_takes_half_the_room(store: CountingStore):
+    load_vectors(store, "fd", "shop", "e2", ["a"], np.array([[1, 2]], np.float16))
+    assert store.values["fd:e:shop:e2:a"] == np.array([1, 2], "<f2").tobytes()
+    assert read_table(store, "fd", "shop", "e2") == TableMeta(2, "float16", 1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "matrix", "message"),
+    [
+        (["a"], np.array([[9, 9]], np.float32), "fd:e:shop:e1:a holds another vector"),
+        (["c"], np.array([[1, 2, 3]], np.float32), "expected 2 x float32 as the table holds, found 3 x float32"),
+        (["c"], np.array([[1, 2]], np.float16), "expected 2 x float32 as the table holds, found 2 x float16"),
+        (["c"], np.array([[1, 2]], np.float64), r"expected \[1, dim\] of float32 or float16, found \[1, 2\] float64"),
+        (["c", "d"], np.array([[1, 2]], np.float32), r"expected \[2, dim\]"),
+        (["c"], np.array([1], np.float32), r"expected \[1, dim\]"),
+        (["c"], np.array([[1, np.nan]], np.float32), "expected finite numbers"),
+        (["c", "c"], np.array([[1, 2], [1, 2]], np.float32), "expected distinct ids"),
+        (["!meta"], np.array([[1, 2]], np.float32), "none of them '!meta'"),
+    ],
+)
+def test_what_cannot_be_loaded_changes_nothing(store: CountingStore, ids, matrix, message: str):
+    before = dict(store.values)
+    with pytest.raises(VectorError, match=message):
+        load_vectors(store, "fd", "shop", "e1", ids, matrix)
+    assert store.values == before
+
+
+def test_many_vectors_are_written_in_portions(store: CountingStore):
+    ids = [str(i) for i in range(4_500)]
+    load_vectors(store, "fd", "shop", "e3", ids, np.zeros((4_500, 2), np.float32))
+    assert [len(keys) for keys in store.asked] == [2_000, 2_000, 500]
+    assert read_table(store, "fd", "shop", "e3").rows == 4_500
+
+
+def test_timely_vectors_ask_the_store_only_for_what_is_not_in_memory(store: CountingStore):
+    timely = TimelyVectors(StoredVectors(store, "fd", capacity=10, monotonic=time.monotonic), time.monotonic)
+    for _ in range(3):
+        with timely.within(time.monotonic() + 30):
+            assert timely.vectors("shop", "e1", ["a", "b"]) == [A, B]
+    assert len(store.asked) == 1
+    timely.close()
+    with timely.within(time.monotonic() + 30), pytest.raises(StoreError, match="the agent is closed"):
+        timely.vectors("shop", "e1", ["new"])
