@@ -6,15 +6,22 @@ Keys, all under the config's `kv_prefix`:
   ptr:<policy>              the pointer: the only record that changes
   verdict:<policy>:<id>     every verdict on a candidate, with all its numbers and reasons
   agent:<agent id>          which versions an agent uses, and when it said so
+  agents                    the ids of those agents: listing keys would walk over every embedding vector
   e:<table>:<epoch>:<id>    one embedding vector, little-endian; immutable within its epoch
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import msgspec
 from msgspec import Struct
 
-from pipeline.stores.store import KeyValueStore
+from pipeline.stores.store import KeyValueStore, StoreError
+
+_Record = TypeVar("_Record")
+_ATTEMPTS = 50  # of a compare-and-set that others win
 
 
 class Served(Struct, frozen=True):
@@ -33,6 +40,8 @@ class Pointer(Struct, frozen=True, omit_defaults=True):
     epoch: int = 0
     off: bool = False  # the kill switch: everyone on the baseline
     fence: int = 0  # the lease token of the controller that wrote it
+    previous: Served | None = None  # stays loaded: where a rollback goes
+    frozen: bool = False  # nothing is published until an operator releases the policy
 
 
 class VersionRecord(Struct, frozen=True, omit_defaults=True):
@@ -71,14 +80,72 @@ def agent_key(prefix: str, agent: str) -> str:
     return f"{prefix}:agent:{agent}"
 
 
+def agents_key(prefix: str) -> str:
+    return f"{prefix}:agents"
+
+
 def vector_key(prefix: str, table: str, epoch: str, item_id: str) -> str:
     return f"{prefix}:e:{table}:{epoch}:{item_id}"
 
 
+def decode_record(key: str, value: bytes, type_: type[_Record]) -> _Record:
+    """Raises: StoreError naming the key when something else than such a record is there."""
+    try:
+        return msgspec.json.decode(value, type=type_)
+    except msgspec.DecodeError as error:
+        message = f"key {key!r}: expected a {type_.__name__} record; found {value[:60]!r} ({error})"
+        raise StoreError(message) from error
+
+
 def read_pointers(store: KeyValueStore, prefix: str, policies: tuple[str, ...]) -> dict[str, Pointer]:
     """The pointer of each policy, in one round trip; an empty one where nothing was published yet."""
-    values = store.get_many([pointer_key(prefix, policy) for policy in policies])
+    keys = [pointer_key(prefix, policy) for policy in policies]
     return {
-        policy: Pointer() if value is None else msgspec.json.decode(value, type=Pointer)
-        for policy, value in zip(policies, values, strict=True)
+        policy: Pointer() if value is None else decode_record(key, value, Pointer)
+        for policy, key, value in zip(policies, keys, store.get_many(keys), strict=True)
     }
+
+
+def change_pointer(
+    store: KeyValueStore, prefix: str, policy: str, change: Callable[[Pointer], Pointer]
+) -> tuple[Pointer, Pointer]:
+    """Apply a pure change to the pointer as it now is, again when somebody else was faster: (before, after)."""
+    return _change(store, pointer_key(prefix, policy), Pointer, Pointer(), change)
+
+
+def write_heartbeat(store: KeyValueStore, prefix: str, heartbeat: Heartbeat) -> None:
+    """Say which versions an agent uses, and enter it in the list of agents when it is not there yet."""
+    store.put(agent_key(prefix, heartbeat.agent), msgspec.json.encode(heartbeat))
+    _change(store, agents_key(prefix), frozenset[str], frozenset(), lambda listed: listed | {heartbeat.agent})
+
+
+def read_heartbeats(store: KeyValueStore, prefix: str) -> tuple[Heartbeat, ...]:
+    """The last sign of life of every listed agent, by agent id. Without a list all keys are looked through."""
+    listed = store.get(agents_key(prefix))
+    keys = store.keys(agent_key(prefix, "")) if listed is None else _agent_keys(prefix, listed)
+    values = store.get_many(keys)
+    return tuple(decode_record(k, v, Heartbeat) for k, v in zip(keys, values, strict=True) if v is not None)
+
+
+def forget_agents(store: KeyValueStore, prefix: str, agents: Sequence[str]) -> None:
+    """Take agents that are gone off the list. One that comes back enters itself again with its next heartbeat."""
+    if agents:
+        _change(store, agents_key(prefix), frozenset[str], frozenset(), lambda listed: listed - set(agents))
+        store.delete_many([agent_key(prefix, agent) for agent in agents])
+
+
+def _agent_keys(prefix: str, listed: bytes) -> list[str]:
+    return [agent_key(prefix, agent) for agent in sorted(decode_record(agents_key(prefix), listed, frozenset[str]))]
+
+
+def _change(
+    store: KeyValueStore, key: str, type_: type[_Record], empty: _Record, change: Callable[[_Record], _Record]
+) -> tuple[_Record, _Record]:
+    for _ in range(_ATTEMPTS):
+        value = store.get(key)
+        before = empty if value is None else decode_record(key, value, type_)
+        after = change(before)
+        if after == before or store.compare_and_set(key, value, msgspec.json.encode(after, order="deterministic")):
+            return before, after
+    message = f"key {key!r}: changed by others {_ATTEMPTS} times in a row; not written"
+    raise StoreError(message)

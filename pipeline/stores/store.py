@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
+from pipeline.errors import PageturnError
 
-class StoreError(Exception):
+
+class StoreError(PageturnError):
     """The store cannot be reached or refused a command; says which store and why."""
 
 

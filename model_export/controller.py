@@ -1,0 +1,230 @@
+"""The version controller: watches staging, judges candidates, publishes them or says why not. No TensorFlow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct, field
+
+from model_export.bootstrap import bootstrap as bootstrap
+from model_export.bootstrap import bootstrap_missing
+from model_export.candidate import list_candidates
+from model_export.checks import Verdict
+from model_export.desired import DesiredState, read_desired
+from model_export.housekeeping import tidy
+from model_export.judging import judge
+from model_export.lease import Lease, LeaseLost
+from model_export.publisher import publish, record, resume
+from model_export.recovery import keep_in_step, take_over
+from model_export.site import Server, Site, Stopping, VolumeError
+from model_export.switches import set_off as set_off
+from model_export.verdicts import VerdictLog
+from pipeline.config.schema import FeatureConfig
+from pipeline.errors import PageturnError
+from pipeline.features.encoder import Encoder, VectorSource
+from pipeline.features.stored_vectors import StoredVectors
+from pipeline.stores.store import KeyValueStore, StoreError
+
+_VECTORS_KEPT = 10_000
+_LOG = logging.getLogger(__name__)
+
+
+class ControllerError(PageturnError):
+    """The controller cannot work as it was started."""
+
+
+class Summary(Struct):
+    """What became of the candidates of one run."""
+
+    accepted: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # by reason
+    kept: dict[str, int] = field(default_factory=dict)  # by reason
+    superseded: int = 0
+    evidence: dict[str, int] = field(default_factory=dict)  # by state of the second tier
+
+    def count(self, verdict: Verdict) -> None:
+        if verdict.outcome == "accepted":
+            self.accepted += 1
+        elif verdict.outcome == "superseded":
+            self.superseded += 1
+        else:
+            reasons = self.refused if verdict.outcome == "refused" else self.kept
+            reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
+        if verdict.evidence is not None:
+            self.evidence[verdict.evidence] = self.evidence.get(verdict.evidence, 0) + 1
+
+
+def run_controller(
+    config: FeatureConfig,
+    store: KeyValueStore,
+    servers: Sequence[Server],
+    staging: Path,
+    models: Path,
+    *,
+    holder: str,
+    clock_ms: Callable[[], int],
+    stop: threading.Event,
+    until_idle: bool = False,
+    served_models: str | None = None,
+    vectors: VectorSource | None = None,
+    poll_s: float = 0.5,
+    on_step: Callable[[str, str], None] | None = None,
+) -> Summary:
+    """Publish until `stop` is set, or (`until_idle`) until no candidate is left to judge.
+
+    `holder` names this process in the lease: unique. `served_models` is where the model servers see `models`, if
+    elsewhere. A lost lease, and a store or a volume out of reach, are waited for; with `until_idle` they are raised.
+
+    Raises: ControllerError, VolumeError, StoreError, LeaseLost.
+    """
+    if not servers:
+        message = "expected at least one model server: without one no candidate can be probed"
+        raise ControllerError(message)
+
+    def pause() -> None:
+        if stop.wait(poll_s):
+            raise Stopping
+
+    lease = Lease(store, config.kv_prefix, holder, clock_ms)
+    source = vectors or StoredVectors(store, config.kv_prefix, capacity=_VECTORS_KEPT, monotonic=time.monotonic)
+    site = Site(
+        config=config,
+        store=store,
+        servers=tuple(servers),
+        models=models,
+        served_models=served_models or str(models.absolute()),
+        encoder=Encoder(config, source),
+        lease=lease,
+        clock_ms=clock_ms,
+        pause=pause,
+        on_step=on_step or _log_step,
+    )
+    summary = Summary()
+    try:
+        _terms(site, staging, summary, until_idle)
+    except Stopping:
+        _LOG.info("stopped")
+    finally:
+        _release(lease)
+    return summary
+
+
+def _terms(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None:
+    """One term as holder of the lease after another; a new one starts from what is on the volume and in the store."""
+    while True:
+        try:
+            _term(site, staging, summary, until_idle)
+            return
+        except (LeaseLost, StoreError, OSError) as error:
+            trouble = _named(site, error)
+            if until_idle:
+                raise trouble from error
+            _LOG.warning("%s; trying again", trouble)
+        site.pause()
+
+
+def _named(site: Site, error: Exception) -> PageturnError:
+    if isinstance(error, PageturnError):
+        return error
+    return VolumeError(f"model volume {site.models} or staging: {error}")
+
+
+def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None:
+    _await_lease(site, until_idle)
+    verdicts = VerdictLog(site.models, site.store, site.prefix)
+    state = take_over(site, verdicts)
+    while True:
+        state, busy = _round(site, verdicts, state, staging, summary)
+        if until_idle and not busy:
+            return
+        site.pause()
+
+
+def _await_lease(site: Site, until_idle: bool) -> None:
+    """Stand by until the lease is ours. A run until idle outwaits a crashed holder, but not a living one."""
+    site.models.mkdir(parents=True, exist_ok=True)
+    deadline_ms = site.clock_ms() + 2 * site.lease.ttl_ms
+    while True:
+        written = read_desired(site.models)
+        if site.lease.take(above=written.fence if written else 0):
+            return
+        if until_idle and site.clock_ms() > deadline_ms:
+            message = f"lease {site.lease.name!r}: held by another controller, which is at work"
+            raise ControllerError(message)
+        site.pause()
+
+
+def _round(
+    site: Site, verdicts: VerdictLog, state: DesiredState, staging: Path, summary: Summary
+) -> tuple[DesiredState, bool]:
+    """One look at everything; and whether a candidate was judged."""
+    site.lease.check()
+    state = keep_in_step(site, verdicts, state)
+    state = bootstrap_missing(site, verdicts, state, staging)
+    judged = False
+    for policy in state.policies:
+        for step in (_finish, _supersede, _consider):
+            state, verdict_count = step(site, verdicts, state, policy, staging, summary)
+            judged = judged or verdict_count > 0
+    return tidy(site, verdicts, state, staging), judged
+
+
+def _finish(
+    site: Site, verdicts: VerdictLog, state: DesiredState, policy: str, staging: Path, summary: Summary
+) -> tuple[DesiredState, int]:
+    """Go on with a publish that a crash, or a stop, has interrupted."""
+    pending = state.policies[policy].pending
+    if pending is None:
+        return state, 0
+    _LOG.info("%s candidate %s: going on as version %d", policy, pending.candidate, pending.version)
+    state, verdict = resume(site, verdicts, state, policy, staging / policy / pending.candidate)
+    summary.count(verdict)
+    return state, 1
+
+
+def _supersede(
+    site: Site, verdicts: VerdictLog, state: DesiredState, policy: str, staging: Path, summary: Summary
+) -> tuple[DesiredState, int]:
+    older = _waiting(verdicts, state, staging, policy)[:-1]
+    for path in older:
+        detail = "a newer candidate was there"
+        verdict = Verdict(path.name, policy, "every_version", "superseded", "superseded", detail)
+        summary.count(record(site, verdicts, verdict))
+    return state, len(older)
+
+
+def _consider(
+    site: Site, verdicts: VerdictLog, state: DesiredState, policy: str, staging: Path, summary: Summary
+) -> tuple[DesiredState, int]:
+    newest = _waiting(verdicts, state, staging, policy)[-1:]
+    for path in newest:
+        verdict = judge(site, state.policies[policy], policy, path)
+        if verdict.outcome == "accepted":
+            state, verdict = publish(site, verdicts, state, policy, path, verdict)
+        else:
+            verdict = record(site, verdicts, verdict)
+        summary.count(verdict)
+    return state, len(newest)
+
+
+def _waiting(verdicts: VerdictLog, state: DesiredState, staging: Path, policy: str) -> list[Path]:
+    """Candidates without a verdict; none before the policy has its version 1."""
+    if state.policies[policy].pointer.stable is None:
+        return []
+    return [p for p in list_candidates(staging, policy) if verdicts.verdict_on(policy, p.name) is None]
+
+
+def _log_step(policy: str, step: str) -> None:
+    _LOG.debug("%s: %s", policy, step)
+
+
+def _release(lease: Lease) -> None:
+    try:
+        if lease.held:
+            lease.release()
+    except StoreError as error:
+        _LOG.warning("the lease was not released and will expire: %s", error)

@@ -1,0 +1,155 @@
+"""Taking over as the one writer, and filling again what was lost: the desired state from the version folders, the
+key-value store from the desired state and the folders."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from msgspec.structs import replace
+
+from model_export import volume
+from model_export.candidate import PARAMETERS, Candidate, CandidateError
+from model_export.desired import DesiredState, PolicyState, follow, read_desired, write_desired
+from model_export.publisher import version_record
+from model_export.site import Site, VolumeError
+from model_export.verdicts import VerdictLog
+from pipeline.stores.published import (
+    Pointer,
+    Served,
+    change_pointer,
+    decode_record,
+    parameters_key,
+    pointer_key,
+    read_pointers,
+    version_key,
+)
+
+_LOG = logging.getLogger(__name__)
+
+
+def take_over(site: Site, verdicts: VerdictLog) -> DesiredState:
+    """The desired state under our fencing token; every pointer carries it too, so older holders can change neither."""
+    found = read_desired(site.models)
+    state = _rebuilt(site, verdicts) if found is None else _of_this_config(site, found)
+    state = replace(state, fence=site.lease.token)
+    site.lease.check()
+    write_desired(site.models, state, site.served_models)
+    for policy in state.policies:
+        change_pointer(site.store, site.prefix, policy, lambda pointer: _claimed(site, pointer))
+    return keep_in_step(site, verdicts, state, thorough=True)
+
+
+def keep_in_step(site: Site, verdicts: VerdictLog, state: DesiredState, *, thorough: bool = False) -> DesiredState:
+    """Follow what operators did to the pointers; fill the store again where it was emptied.
+
+    `thorough` also looks for the parameters (big values, so not every time).
+    """
+    lost = []
+    for name, policy in state.policies.items():
+        pointer = _pointer(site, name)
+        if policy.pointer.stable is not None and (pointer is None or pointer.stable is None):
+            lost.append(name)
+            pointer = _restore_pointer(site, name, policy.pointer)
+        state = site.write(state, name, follow(state.policies[name], pointer or Pointer(), site.clock_ms()))
+        _restore_records(site, name, state.policies[name], thorough=thorough or bool(lost))
+    if lost:
+        _LOG.warning("the key-value store had lost the pointers of %s; filled again", ", ".join(lost))
+        verdicts.refill(site.lease)
+    return state
+
+
+def _of_this_config(site: Site, state: DesiredState) -> DesiredState:
+    learned = site.config.learned_policies()
+    for name, policy in state.policies.items():
+        if name in learned and policy.model_name != site.config.model_name(name):
+            expected = site.config.model_name(name)
+            message = f"{site.models}: holds {policy.model_name!r}, expected {expected!r}: one model volume per config"
+            raise VolumeError(message)
+    gone = sorted(state.policies.keys() - set(learned))
+    if gone:
+        _LOG.warning("policies %s are no longer in the config; their models are unloaded", ", ".join(gone))
+    policies = {name: state.policies.get(name) or PolicyState(site.config.model_name(name)) for name in learned}
+    return replace(state, policies=policies)
+
+
+def _rebuilt(site: Site, verdicts: VerdictLog) -> DesiredState:
+    learned = site.config.learned_policies()
+    pointers = read_pointers(site.store, site.prefix, learned)
+    policies = {name: _rebuilt_policy(site, verdicts, name, pointers[name]) for name in learned}
+    return DesiredState(site.lease.token, policies)
+
+
+def _rebuilt_policy(site: Site, verdicts: VerdictLog, name: str, pointer: Pointer) -> PolicyState:
+    """The pointer decides; without one the last version whose acceptance is on record; else the oldest there is,
+    for nothing says that a later one was ever served and probed."""
+    model = site.config.model_name(name)
+    known = _readable(site, model)
+    policy = PolicyState(model, next_version=volume.first_free_version(site.models, model, 1))
+    if not known:
+        return policy
+    if pointer.stable is None:
+        accepted = verdicts.last_accepted(name)
+        version = accepted if accepted in known else min(known)
+        pointer = replace(pointer, stable=Served(version, known[version].parameters))
+    first = min(known)
+    baseline = Served(first, known[first].parameters) if known[first].transitions == 0 else pointer.stable
+    _LOG.warning("%s: desired state rebuilt from the version folders; stable is %s", model, pointer.stable)
+    return follow(replace(policy, certified=baseline), pointer, site.clock_ms())
+
+
+def _readable(site: Site, model: str) -> dict[int, Candidate]:
+    known = {}
+    for version in volume.versions_on(site.models, model):
+        try:
+            known[version] = volume.read_version(site.models, model, version)
+        except CandidateError as error:
+            _LOG.warning("%s", error)
+    return known
+
+
+def _claimed(site: Site, pointer: Pointer) -> Pointer:
+    if pointer.fence > site.lease.token:
+        site.lease.lost()
+    return replace(pointer, fence=site.lease.token)
+
+
+def _pointer(site: Site, policy: str) -> Pointer | None:
+    key = pointer_key(site.prefix, policy)
+    value = site.store.get(key)
+    return None if value is None else decode_record(key, value, Pointer)
+
+
+def _restore_pointer(site: Site, policy: str, last_seen: Pointer) -> Pointer:
+    """What operators have switched since then stays switched."""
+    site.lease.check()
+
+    def restored(now: Pointer) -> Pointer:
+        if now.stable is not None:
+            return now
+        off, frozen = now.off or last_seen.off, now.frozen or last_seen.frozen
+        return replace(last_seen, off=off, frozen=frozen, fence=site.lease.token)
+
+    return change_pointer(site.store, site.prefix, policy, restored)[1]
+
+
+def _restore_records(site: Site, name: str, policy: PolicyState, *, thorough: bool) -> None:
+    """The record and the parameters of every version in use, from its folder, where the store lacks them."""
+    entries = [entry for entry in policy.loaded if entry.role != "loading"]
+    records = site.store.get_many([version_key(site.prefix, name, entry.version) for entry in entries])
+    for entry, value in zip(entries, records, strict=True):
+        if value is None or (thorough and site.store.get(parameters_key(site.prefix, entry.parameters)) is None):
+            restore_version(site, name, policy.model_name, entry.version)
+
+
+def restore_version(site: Site, name: str, model: str, version: int) -> None:
+    try:
+        candidate = volume.read_version(site.models, model, version)
+        payload = (volume.folder_of(site.models, model, version) / PARAMETERS).read_bytes()
+    except (CandidateError, OSError) as error:
+        _LOG.error("%s version %d: its records in the store are lost, and its folder is too: %s", model, version, error)
+        return
+    site.lease.check()
+    site.lease.put(parameters_key(site.prefix, candidate.parameters), payload)
+    record = msgspec.json.encode(version_record(candidate, version))
+    site.lease.put(version_key(site.prefix, name, version), record)

@@ -1,0 +1,65 @@
+"""Everything a publish touches, in one value: the rim around the pure parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from model_export.desired import DesiredState, PolicyState, write_desired
+from model_export.lease import Lease
+from pipeline.config.schema import FeatureConfig
+from pipeline.errors import PageturnError
+from pipeline.features.encoder import Encoder
+from pipeline.serving.client import Prediction, VersionStatus
+from pipeline.stores.store import KeyValueStore
+
+
+class Stopping(Exception):  # noqa: N818
+    """The process was asked to stop while it waited. What was begun is finished after the next start."""
+
+
+class Server(Protocol):
+    """What is needed of `pipeline.serving.client.ModelServer`."""
+
+    target: str
+
+    def status(self, model: str, timeout_s: float) -> tuple[VersionStatus, ...]: ...
+
+    def predict(
+        self, model: str, inputs: dict[str, np.ndarray], *, version: int | None = None, timeout_s: float
+    ) -> Prediction: ...
+
+
+class VolumeError(PageturnError):
+    """The model volume or the staging area cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Site:
+    config: FeatureConfig
+    store: KeyValueStore
+    servers: Sequence[Server]
+    models: Path
+    served_models: str  # where the model servers see `models`
+    encoder: Encoder
+    lease: Lease
+    clock_ms: Callable[[], int]
+    pause: Callable[[], None]  # between two looks at something that takes its time; raises Stopping
+    on_step: Callable[[str, str], None]  # (policy, step just done): for logs and traces
+    rpc_timeout_s: float = 5.0
+
+    @property
+    def prefix(self) -> str:
+        return self.config.kv_prefix
+
+    def write(self, state: DesiredState, policy: str, changed: PolicyState) -> DesiredState:
+        """Write the desired state with one policy changed, if it did change."""
+        after = state.with_policy(policy, changed)
+        if after != state:
+            self.lease.check()
+            write_desired(self.models, after, self.served_models)
+        return after
