@@ -185,6 +185,9 @@ class ModelServer:
         model: str = "",
         version: int | None = None,
     ) -> Any:
+        if timeout_s <= 0:  # gRPC would still send it, and may even answer
+            message = f"{self._where(name, model, version)}: expected time to call, found {timeout_s:g} s left"
+            raise TooLate(message, code="DEADLINE_EXCEEDED")
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:

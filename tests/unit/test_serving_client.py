@@ -99,6 +99,12 @@ def test_a_slow_answer_is_too_late():
         server.predict("m", X, timeout_s=0.05)
 
 
+@pytest.mark.parametrize("left_s", [0.0, -1.0])
+def test_without_time_left_nothing_is_sent(left_s):
+    with predicting(echo) as server, pytest.raises(TooLate, match=r"expected time to call, found -?[01] s left"):
+        server.predict("m", X, timeout_s=left_s)
+
+
 def test_nobody_there_is_unavailable():
     with ModelServer(f"127.0.0.1:{free_port()}") as server, pytest.raises(Unavailable):
         server.predict("m", X, timeout_s=TIMEOUT_S)

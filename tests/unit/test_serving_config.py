@@ -60,13 +60,9 @@ def declared():
 
 @pytest.fixture(scope="module")
 def pool():
-    roots = (
-        "google/protobuf/wrappers.proto",
-        "tensorflow_serving/config/platform_config.proto",
-        "tensorflow/core/protobuf/config.proto",
-    )
+    names = ("google/protobuf/wrappers", "tensorflow/core/protobuf/config", "tensorflow_serving/config/platform_config")
     found = descriptor_pool.DescriptorPool()
-    for file in [*build_descriptors.collect(roots).file, declared()]:
+    for file in [*build_descriptors.collect(tuple(f"{name}.proto" for name in names)).file, declared()]:
         found.Add(file)
     return found
 
