@@ -63,9 +63,7 @@ def missing_rule(config: FeatureConfig, feature: Feature) -> Findings:
         yield from _dense_fill(feature)
     elif rule.fill is not None:
         stand_in = {IdFeature: "a row", HashedId: "a row", Bits: "zeros", Sequence: "a mask of zeros"}[type(feature)]
-        yield Finding(
-            ("missing", "fill"), f"is for dense features; a missing value has {stand_in} here, write missing: {{}}"
-        )
+        yield Finding(("missing", "fill"), f"is for dense features; {stand_in} will do here: write missing: {{}}")
     if isinstance(feature, IdFeature | HashedId) and rule.indicator:
         yield Finding(("missing", "indicator"), "a missing id has a row that says so; leave the indicator out")
 

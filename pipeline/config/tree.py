@@ -29,9 +29,7 @@ def compose(text: str, origin: str) -> Node:
     except RecursionError:
         raise ConfigError(origin, [Problem("", None, "not a config: nested too deep")]) from None
     if root is None:
-        raise ConfigError(
-            origin, [Problem("", None, "is empty; a config is a mapping that starts with schema_version")]
-        )
+        raise ConfigError(origin, [Problem("", None, "is empty; a config is a mapping")])
     return root
 
 

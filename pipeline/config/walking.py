@@ -48,7 +48,8 @@ class Walker:
         return self._scalar(node, (type_,), path)
 
     def _refuse(self, path: Path, node: Node, message: str) -> Any:
-        self.problems.append(self.places.problem(path, message, line_of(node)))
+        line = None if node.value == "" else line_of(node)  # what is not there has the line of its key
+        self.problems.append(self.places.problem(path, message, line))
         return UNKNOWN
 
     # Mappings ---------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class Walker:
     def _duration(self, node: Node, type_: mi.Type, path: Path) -> Any:
         value = _scalar(node)
         match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-        if match is None and (value != 0 or isinstance(value, bool)):
+        if match is None and not (type(value) is int and value == 0):
             return self._refuse(path, node, f"must be a duration such as 30s, 10m, 12h or 7d, got {found(node)}")
         ms = 0 if match is None else int(match[1]) * _MS[match[2]]
         if wrong := _out_of_bounds(ms, type_, _as_days):

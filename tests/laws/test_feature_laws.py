@@ -1,0 +1,201 @@
+"""Agent and trainer see the same bits: whatever the config, the raw features, the batch, and the way to the log."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.checks import check
+from pipeline.config.reading import parse_config
+from pipeline.config.schema import DynamicVocabulary, FeatureConfig
+from pipeline.features.encoder import Encoder, Prepared
+from pipeline.features.inputs import model_inputs, table_rows
+from pipeline.features.moments import Moments
+from pipeline.features.snapshot import Snapshot
+from pipeline.features.statistics import Statistics
+from pipeline.features.vocabulary import Vocabulary
+from pipeline.records import State
+from tests.laws.strategies import HashedVectors, feature_configs, states
+
+
+@st.composite
+def configs_and_states(draw: st.DrawFn, min_size: int = 1) -> tuple[FeatureConfig, list[State]]:
+    config = draw(feature_configs())
+    return config, draw(st.lists(states(config), min_size=min_size, max_size=12))
+
+
+def logged(state: State, prepared: Prepared) -> State:
+    """The state as the trainer reads it: with the agent's look-ups, through the log's JSON."""
+    with_lookups = msgspec.structs.replace(state, lookups=prepared.lookups)
+    return msgspec.json.decode(msgspec.json.encode(with_lookups), type=State)
+
+
+def same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+    return left.keys() == right.keys() and all(
+        a.dtype == right[k].dtype and a.shape == right[k].shape and a.tobytes() == right[k].tobytes()
+        for k, a in left.items()
+    )
+
+
+@given(configs_and_states())
+def test_trainer_in_a_batch_and_agent_one_by_one_encode_the_same_bits(drawn: tuple[FeatureConfig, list[State]]) -> None:
+    config, raw = drawn
+    agent, trainer = Encoder(config, HashedVectors(config)), Encoder(config, HashedVectors(config))
+    at_agent = [agent.prepare(state) for state in raw]
+    at_trainer = [trainer.prepare(logged(s, p)) for s, p in zip(raw, at_agent, strict=True)]
+    assert [p.lookups for p in at_trainer] == [p.lookups for p in at_agent]
+    rows = trainer.stack(at_trainer)
+    statistics = Statistics(config)
+    statistics.update(rows)
+    frozen = statistics.freeze()
+    fetched = Snapshot.from_bytes(frozen.to_bytes(), config)
+    batch = trainer.finish(rows, frozen)
+    for i, prepared in enumerate(at_agent):
+        assert same_bits(agent.finish(prepared.row, fetched), {k: v[i : i + 1] for k, v in batch.items()})
+
+
+@given(configs_and_states())
+def test_outputs_are_what_the_model_expects(drawn: tuple[FeatureConfig, list[State]]) -> None:
+    config, raw = drawn
+    encoder = Encoder(config, HashedVectors(config))
+    rows = encoder.stack([encoder.prepare(state) for state in raw])
+    statistics = Statistics(config)
+    statistics.update(rows)
+    outputs = encoder.finish(rows, statistics.freeze())
+    found = [(name, value.dtype.name, value.shape) for name, value in outputs.items()]
+    assert found == [(i.name, i.dtype, (len(raw), *i.shape)) for i in model_inputs(config)]
+    assert all(np.isfinite(value).all() for value in outputs.values())
+    for feature in config.features:
+        table = config.embeddings.get(getattr(feature, "embedding", ""))
+        if outputs.get(feature.name, np.zeros(0)).dtype == np.int32 and table is not None:
+            assert (outputs[feature.name] >= 1).all()
+            assert (outputs[feature.name] < table_rows(table)).all()
+
+
+@given(configs_and_states(), st.data())
+def test_an_id_that_got_its_vector_later_changes_nothing_for_the_trainer(
+    drawn: tuple[FeatureConfig, list[State]], data: st.DataObject
+) -> None:
+    config, raw = drawn
+    ids = {i for s in raw for scope in (s.user, s.context, s.page) for i in _flat(scope.values())}
+    before = HashedVectors(
+        config, gone=frozenset(data.draw(st.sets(st.sampled_from(sorted(ids))) if ids else st.just(())))
+    )
+    agent, trainer = Encoder(config, before), Encoder(config, HashedVectors(config))
+    for state in raw:
+        prepared = agent.prepare(state)
+        assert trainer.prepare(logged(state, prepared)).row.tobytes() == prepared.row.tobytes()
+
+
+def _flat(values: object) -> list[str]:
+    return [str(i) for v in values if isinstance(v, tuple) for i in v]
+
+
+@given(configs_and_states(), st.integers(1, 5))
+def test_statistics_do_not_depend_on_chunks(drawn: tuple[FeatureConfig, list[State]], size: int) -> None:
+    config, raw = drawn
+    encoder = Encoder(config, HashedVectors(config))
+    rows = encoder.stack([encoder.prepare(state) for state in raw])
+    whole, chunked = Statistics(config), Statistics(config)
+    whole.update(rows)
+    for start in range(0, len(rows), size):
+        chunked.update(rows[start : start + size])
+        chunked = Statistics.from_bytes(chunked.to_bytes(), config)
+    assert chunked.to_bytes() == whole.to_bytes()
+    assert chunked.freeze().sha256 == whole.freeze().sha256
+
+
+@given(configs_and_states(min_size=2))
+def test_rows_of_known_ids_never_change(drawn: tuple[FeatureConfig, list[State]]) -> None:
+    config, raw = drawn
+    encoder = Encoder(config, HashedVectors(config))
+    statistics = Statistics(config)
+    known: dict[str, list[int]] = {}
+    for state in raw:
+        statistics.update(encoder.prepare(state).row)
+        for table, hashes in statistics.freeze().vocabularies.items():
+            before = known.get(table, [])
+            assert hashes[: len(before)].tolist() == before
+            known[table] = hashes.tolist()
+
+
+@given(configs_and_states())
+def test_encoding_changes_neither_state_nor_rows(drawn: tuple[FeatureConfig, list[State]]) -> None:
+    config, raw = drawn
+    encoder = Encoder(config, HashedVectors(config))
+    before = msgspec.json.encode(raw)
+    prepared = [encoder.prepare(state) for state in raw]
+    rows = encoder.stack(prepared)
+    bits = rows.tobytes()
+    encoder.finish(rows, Snapshot.initial(config))
+    assert msgspec.json.encode(raw) == before
+    assert rows.tobytes() == bits
+    assert not prepared[0].row.flags.writeable
+
+
+@given(feature_configs())
+def test_a_config_that_is_written_down_reads_as_itself(config: FeatureConfig) -> None:
+    assert check(config) == []
+    built = msgspec.to_builtins(config)
+    for section, keys in (
+        (built["stream"], ("lateness", "clock_skew", "session_gap", "remember_closed")),
+        (built["stream"]["attribution"], ("click", "order")),
+        (built["publish"], ("every", "load_timeout")),
+    ):
+        section.update({key: f"{section[key]}ms" for key in keys})
+    assert parse_config(msgspec.json.encode(built).decode()) == config
+
+
+# Moments ---------------------------------------------------------------------------------------------------------
+
+numbers = st.lists(st.floats(-1e3, 1e3) | st.just(math.nan), max_size=30)
+
+
+def close(left: Moments, right: Moments) -> bool:
+    return (
+        left.count == right.count
+        and left.mean == pytest.approx(right.mean, rel=1e-9, abs=1e-9)
+        and left.m2 == pytest.approx(right.m2, rel=1e-9, abs=1e-6)
+    )
+
+
+@given(numbers)
+def test_moments_are_those_of_numpy(values: list[float]) -> None:
+    moments = Moments().add(values)
+    seen = np.array([v for v in values if not math.isnan(v)])
+    assert moments.count == len(seen)
+    if len(seen):
+        assert moments.mean == pytest.approx(seen.mean(), rel=1e-9, abs=1e-9)
+        assert moments.std == pytest.approx(seen.std(), rel=1e-6, abs=1e-6)
+
+
+@given(numbers, numbers, numbers)
+def test_merge_has_an_identity_is_associative_and_equals_the_moments_of_all_data(
+    a: list[float], b: list[float], c: list[float]
+) -> None:
+    x, y, z = (Moments().add(values) for values in (a, b, c))
+    assert x.merge(Moments()) == x == Moments().merge(x)
+    assert close(x.merge(y).merge(z), x.merge(y.merge(z)))
+    assert close(x.merge(y), y.merge(x))
+    assert close(x.merge(y).merge(z), Moments().add([*a, *b, *c]))
+
+
+# Vocabulary ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 6)), st.integers(1, 3), st.integers(4, 8))
+def test_ids_are_admitted_in_the_order_in_which_they_reached_min_count(
+    ids: list[int], min_count: int, capacity: int
+) -> None:
+    vocabulary = Vocabulary(DynamicVocabulary(capacity, min_count, oov_buckets=1))
+    vocabulary.count(ids)
+    reached: list[int] = []
+    for i, each in enumerate(ids):
+        if each and each not in reached and ids[: i + 1].count(each) == min_count:
+            reached.append(each)
+    assert vocabulary.hashes().tolist() == reached[: capacity - 3]
