@@ -79,9 +79,11 @@ def every_version(
     `accepted` and `certified` are None where that version was made for another feature config, so that the probes
     mean nothing to it: then the change in sum is measured against the constant baseline.
     """
-    rules, actions = config.publish, _actions(candidate)
+    whole, rules, actions = probes(config, candidate), config.publish, _actions(candidate)
+    if not whole.passed:  # nothing to measure the others by
+        return (whole,)
     return (
-        probes(config, candidate),
+        whole,
         finite(candidate),
         losses(candidate, rules.max_loss),
         divergence(config, candidate),
@@ -152,7 +154,7 @@ def new_transitions(candidate: Candidate, accepted: Reference | None, bound: int
 
 def inside_range(dimensions: Sequence[ActionDimension], actions: Actions) -> Check:
     """Share of actions inside their range: all of them."""
-    inside = [_overshoot(x, d) <= _INSIDE for row in actions for x, d in zip(row, dimensions, strict=False)]
+    inside = [_overshoot(x, d) <= _INSIDE for row in actions for x, d in zip(row, dimensions, strict=True)]
     share = _mean(inside)
     return Check("inside_range", share, 1.0, share == 1.0, len(inside), "= 1")
 
@@ -162,7 +164,7 @@ def at_bounds(dimensions: Sequence[ActionDimension], actions: Actions, bound: fl
 
     A bound that is the baseline itself does not count: every policy starts there.
     """
-    sits = [_on_a_bound(x, d) for row in actions for x, d in zip(row, dimensions, strict=False)]
+    sits = [_on_a_bound(x, d) for row in actions for x, d in zip(row, dimensions, strict=True)]
     return at_most("at_bounds", _mean(sits), bound, n=len(sits))
 
 
@@ -239,7 +241,7 @@ def _changes(dimensions: Sequence[ActionDimension], new: Actions, old: Actions) 
     return [
         abs(x - y) / (d.range[1] - d.range[0])
         for after, before in zip(new, old, strict=True)
-        for x, y, d in zip(after, before, dimensions, strict=False)
+        for x, y, d in zip(after, before, dimensions, strict=True)
     ]
 
 
