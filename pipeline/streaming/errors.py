@@ -13,5 +13,9 @@ class TwoContentsError(PageturnError):
     """A record was to be written again with other bytes: what was written does not come from this log and config."""
 
 
-class BusyError(PageturnError):
+class StorageError(PageturnError):
+    """A folder or file cannot be used."""
+
+
+class BusyError(StorageError):
     """Another process has the folder."""

@@ -17,11 +17,12 @@ from pipeline.logs.log import EVENTS, OUTPUTS, EventLog, LogError
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
 from pipeline.streaming.counts import Counts, count
+from pipeline.streaming.durable import exclusive
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
 from pipeline.streaming.job import build
 from pipeline.streaming.progress import Progress
 from pipeline.streaming.sinks import Outbox, WriteToOutbox
-from pipeline.streaming.snapshot import Snapshot, SnapshotFile, exclusive
+from pipeline.streaming.snapshot import Snapshot, SnapshotFile
 from pipeline.streaming.sources import LogSource, Poll
 from pipeline.transitions.session import STATE_VERSION
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,8 @@ import msgspec
 import xxhash
 from msgspec import Struct
 
-from pipeline.streaming.errors import BusyError, SnapshotError
+from pipeline.streaming.durable import replace
+from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.progress import Progress
 from pipeline.transitions.session import SessionState, StateError, decode_state
 
@@ -49,7 +46,7 @@ class SnapshotFile:
     def save(self, snapshot: Snapshot) -> None:
         body = msgspec.msgpack.encode(snapshot)
         try:
-            _replace(self._path, _HEADER + xxhash.xxh3_128_digest(body) + body)
+            replace(self._path, _HEADER + xxhash.xxh3_128_digest(body) + body)
         except OSError as error:
             message = f"cannot write snapshot {self._path}: {error.strerror}; the last one is still there"
             raise SnapshotError(message) from error
@@ -73,25 +70,6 @@ def session_state(encoded: bytes) -> SessionState:
         raise SnapshotError(message) from error
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Have the folder for this process alone (it is made if need be); BusyError if another process has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        message = f"cannot use the state folder {folder}: {error.strerror}; choose one that this user can write"
-        raise SnapshotError(message) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        message = f"{folder} is in use by another process: stop that one, or choose another folder"
-        raise BusyError(message) from error
-    finally:
-        os.close(fd)
-
-
 def _decode(path: Path, data: bytes) -> Snapshot:
     if not data.startswith(_HEADER):
         found = data[:40].split(b"\n")[0]
@@ -107,18 +85,3 @@ def _decode(path: Path, data: bytes) -> Snapshot:
     except msgspec.DecodeError as error:
         message = f"{path} is not laid out as expected: {error}; {_ANEW}"
         raise SnapshotError(message) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Whoever reads finds the old bytes or the new ones, also after a crash of the machine."""
-    staged = path.with_suffix(".new")
-    with staged.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
