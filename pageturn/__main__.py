@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import PageturnError
+
+_VECTORS_IN_MEMORY = 1_000_000
 
 
 class _Commands(click.Group):
@@ -49,7 +55,6 @@ _OPTIONS: dict[str, Any] = {
     "store": click.option("--store", "store_url", required=True, help="Key-value store: sqlite:///file or redis://..."),
     "staging": click.option("--staging", type=_FOLDER, required=True, help="Where candidates wait to be checked."),
     "models": click.option("--models", type=_FOLDER, required=True, help="Model volume that the servers read."),
-    "server": click.option("--server", "servers", multiple=True, required=True, help="HOST:PORT of a model server."),
     "state": click.option("--state", type=_FOLDER, required=True, help="Where the process keeps what it resumes from."),
     "until_idle": click.option("--until-idle", is_flag=True, help="Stop once everything there is has been handled."),
 }
@@ -107,11 +112,10 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
     from pipeline.logs.opening import open_log
     from pipeline.stores.opening import open_store
 
-    feature_config, log, store = load_config(config_path), open_log(log_url), open_store(store_url)
-    log.create(EVENTS, partitions)
-    done = import_ebnerd(directory, feature_config, log, store)
-    log.close()
-    store.close()
+    feature_config = load_config(config_path)
+    with closing(open_log(log_url)) as log, closing(open_store(store_url)) as store:
+        log.create(EVENTS, partitions)
+        done = import_ebnerd(directory, feature_config, log, store)
     click.echo(f"{done.impressions} impressions, {done.feedback} feedback events, {done.vectors} article vectors")
 
 
@@ -123,12 +127,14 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 @click.option("--partitions", default=1, type=click.IntRange(1), help="Of the output topics, if not there yet.")
 def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, partitions: int) -> None:
     """Join events to pages, transitions and episodes (Beam, embedded runner)."""
+    from pageturn.table import render
     from pipeline.config.reading import load_config
     from pipeline.streaming.run import run_stream
 
-    run_stream(
-        load_config(config_path), log_url, state, until_idle=until_idle, partitions=partitions, stop=_stop_signal()
-    )
+    feature_config, stop = load_config(config_path), _stop_signal()
+    done = run_stream(feature_config, log_url, state, until_idle=until_idle, partitions=partitions, stop=stop)
+    if done is not None:
+        click.echo(render(done.rows()))
 
 
 @main.command()
@@ -138,43 +144,68 @@ def archive(log_url: str, until_idle: bool, directory: Path) -> None:
     """Archive events, samples, transitions and episodes as Parquet."""
     from pipeline.streaming.archiver import archive as run_archive
 
-    run_archive(log_url, directory, until_idle=until_idle, stop=_stop_signal())
+    records = run_archive(log_url, directory, until_idle=until_idle, stop=_stop_signal())
+    click.echo(f"{records} records archived to {directory}")
 
 
 @main.command()
 @_options("config", "log", "store", "state", "staging", "until_idle")
 def train(config_path: Path, log_url: str, store_url: str, state: Path, staging: Path, until_idle: bool) -> None:
     """Learn from transitions as they come, and write candidates for publication."""
-    from pageturn.training import run_trainer
+    from model_export.export import Exporter
     from pipeline.config.reading import load_config
+    from pipeline.features.stored_vectors import StoredVectors
+    from pipeline.learning.trainer import train as run_trainer
+    from pipeline.stores.opening import open_store
 
-    run_trainer(
-        load_config(config_path), log_url, store_url, state, staging, until_idle=until_idle, stop=_stop_signal()
-    )
+    feature_config, stop = load_config(config_path), _stop_signal()
+    with closing(open_store(store_url)) as store:
+        vectors = StoredVectors(store, feature_config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=time.monotonic)
+        export = Exporter(feature_config, staging)
+        done = run_trainer(
+            feature_config, log_url, state, vectors=vectors, export=export, until_idle=until_idle, stop=stop
+        )
+    explored = ", ".join(f"{name} explored {n}" for name, n in done.explored.items()) or "none explored"
+    click.echo(f"{done.ingested} transitions ({explored}), {done.updates} updates")
 
 
 @main.command()
 @_options("config", "store", "staging", "models")
 def bootstrap(config_path: Path, store_url: str, staging: Path, models: Path) -> None:
     """Publish version 1 of every learned policy, the constant baseline; before any model server starts."""
-    from pageturn.training import run_bootstrap
+    from model_export.bootstrap import bootstrap as publish_baselines
+    from model_export.export import bootstrap as export_baselines
     from pipeline.config.reading import load_config
+    from pipeline.stores.opening import open_store
 
-    run_bootstrap(load_config(config_path), store_url, staging, models)
+    feature_config = load_config(config_path)
+    with closing(open_store(store_url)) as store:
+        export_baselines(feature_config, staging, _now_ms())
+        publish_baselines(feature_config, staging, models, store, clock_ms=_now_ms)
+    click.echo(f"{models}: version 1 of {', '.join(feature_config.learned_policies())}")
 
 
 @main.command()
-@_options("config", "store", "staging", "models", "server", "until_idle")
+@_options("config", "store", "staging", "models", "until_idle")
+@click.option("--server", "servers", multiple=True, required=True, help="HOST:PORT of each model server.")
 def control(
     config_path: Path, store_url: str, staging: Path, models: Path, servers: tuple[str, ...], until_idle: bool
 ) -> None:
     """Check candidates, publish the good ones, and say why the others were refused."""
-    from pageturn.control import run_control
+    from model_export.controller import run_controller
     from pipeline.config.reading import load_config
+    from pipeline.serving.client import ModelServer
+    from pipeline.stores.opening import open_store
 
-    run_control(
-        load_config(config_path), store_url, staging, models, servers, until_idle=until_idle, stop=_stop_signal()
-    )
+    feature_config, stop = load_config(config_path), _stop_signal()
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(open_store(store_url)))
+        clients = [stack.enter_context(ModelServer(target)) for target in servers]
+        done = run_controller(
+            feature_config, store, clients, staging, models,
+            holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle,
+        )  # fmt: skip
+    click.echo(f"{done.accepted} accepted, {sum(done.refused.values())} refused, {done.superseded} superseded")
 
 
 @main.command("model-server")
@@ -182,8 +213,6 @@ def control(
 @click.option("--port", default=8500, type=click.IntRange(0, 65535))
 def model_server(models: Path, port: int) -> None:
     """Serve the model volume: TF-Serving where PAGETURN_MODEL_SERVER names it, else the stand-in."""
-    import os
-
     from pipeline.serving.launch import server_command
 
     command = server_command(port=port, model_config_file=models.resolve() / "models.config")
@@ -191,15 +220,29 @@ def model_server(models: Path, port: int) -> None:
 
 
 @main.command()
-@_options("config", "log", "store", "server")
+@_options("config", "log", "store")
+@click.option("--server", required=True, help="HOST:PORT of the model server, or dns:///name:port for several.")
 @click.option("--port", default=8600, type=click.IntRange(0, 65535))
 @click.option("--mode", default="live", type=click.Choice(["live", "shadow", "off"]))
-def agent(config_path: Path, log_url: str, store_url: str, servers: tuple[str, ...], port: int, mode: str) -> None:
+@click.option("--drain-s", default=5.0, type=click.FloatRange(0), help="How long to answer on after SIGTERM.")
+def agent(config_path: Path, log_url: str, store_url: str, server: str, port: int, mode: str, drain_s: float) -> None:
     """Decide pages over gRPC."""
-    from pageturn.serving import run_agent
+    from pipeline.agent.agent import Agent
+    from pipeline.agent.service import serve_until
     from pipeline.config.reading import load_config
+    from pipeline.logs.opening import open_log
+    from pipeline.serving.client import ModelServer
+    from pipeline.stores.opening import open_store
 
-    run_agent(load_config(config_path), log_url, store_url, servers, port=port, mode=mode, stop=_stop_signal())
+    feature_config, stop = load_config(config_path), _stop_signal()
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(open_store(store_url)))
+        log = stack.enter_context(closing(open_log(log_url)))
+        client = stack.enter_context(ModelServer(server))
+        decider = Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
+        serve_until(
+            stop, decider, port, drain_s=drain_s, started=lambda bound: click.echo(f"deciding pages on port {bound}")
+        )
 
 
 @main.command()
@@ -210,7 +253,8 @@ def counts(log_url: str, state: Path) -> None:
     from pipeline.logs.opening import open_log
     from pipeline.streaming.counts import count
 
-    click.echo(render(count(open_log(log_url), state).rows()))
+    with closing(open_log(log_url)) as log:
+        click.echo(render(count(log, state).rows()))
 
 
 @main.command()
@@ -224,6 +268,15 @@ def demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
     from pageturn.demo import run_demo
 
     run_demo(data, folder, config_path)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _process_name(part: str) -> str:
+    """Unique among living processes: it names the holder of a lease, or an agent."""
+    return f"{part}-{socket.gethostname()}-{os.getpid()}"
 
 
 def _stop_signal() -> threading.Event:

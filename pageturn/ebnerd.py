@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.config.schema import ExternalTable, FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.events import encode
-from pipeline.features.vectors import load_vectors
+from pipeline.features.stored_vectors import load_vectors
 from pipeline.logs.log import EVENTS, Entry, EventLog
 from pipeline.records import (
     SCHEMA_VERSION,
@@ -256,7 +256,7 @@ def _load_article_vectors(history: dict[int, list[_Read]], config: FeatureConfig
         return 0
     articles = sorted({read.article for reads in history.values() for read in reads})
     vectors = _article_vectors(articles, history.values(), table.dim)
-    load_vectors(store, config.kv_prefix, TABLE, table, articles, vectors)
+    load_vectors(store, config.kv_prefix, TABLE, table.epoch, articles, vectors.astype(table.dtype))
     return len(articles)
 
 

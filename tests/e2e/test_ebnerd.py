@@ -1,0 +1,109 @@
+"""The stream on a real log equals an independent count of that log with pandas."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pandas as pd
+import pytest
+
+from pageturn.ebnerd import import_ebnerd
+from pipeline.config.reading import load_config
+from pipeline.config.schema import FeatureConfig
+from pipeline.events import decode
+from pipeline.logs.log import EPISODES, EVENTS, LATE, SAMPLES, TRANSITIONS, Entry, EventLog
+from pipeline.logs.opening import open_log
+from pipeline.records import Ending, Episode, FeedbackKind, Page, SetAside, Transition
+from pipeline.streaming.counts import count
+from pipeline.streaming.run import run_stream
+
+ROOT = Path(__file__).resolve().parents[2]
+MINUTE_MS = 60_000
+WINDOW_S = 600.0
+
+
+@pytest.fixture(scope="module")
+def behaviors(ebnerd_dir: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(ebnerd_dir / "behaviors.parquet")
+    frame = frame.sort_values(["session_id", "impression_time", "impression_id"])
+    frame["gap_s"] = frame.groupby("session_id").impression_time.diff().dt.total_seconds()
+    frame["clicks"] = frame.article_ids_clicked.map(len)
+    return frame
+
+
+def stream(ebnerd_dir: Path, folder: Path, gap_minutes: int) -> tuple[EventLog, FeatureConfig]:
+    config = load_config(ROOT / "feature_configs" / "ebnerd.yaml")
+    windows = msgspec.structs.replace(config.stream, session_gap=gap_minutes * MINUTE_MS)
+    config = msgspec.structs.replace(config, stream=windows)
+    url = f"file://{folder}/log"
+    log = open_log(url)
+    log.create(EVENTS, 3)
+    import_ebnerd(ebnerd_dir, config, log, None)
+    run_stream(config, url, folder / "state", until_idle=True, stop=threading.Event())
+    return log, config
+
+
+def read(log: EventLog, topic: str, kind: type) -> list:
+    return [
+        decode(record.payload, kind)
+        for partition in range(log.partitions(topic))
+        for record in log.read(topic, partition, 0, 1_000_000)
+    ]
+
+
+@pytest.mark.parametrize(("gap_minutes", "episodes"), [(30, 485), (10, 501)])
+def test_the_stream_counts_what_pandas_counts(
+    ebnerd_dir: Path, behaviors: pd.DataFrame, tmp_path: Path, gap_minutes: int, episodes: int
+) -> None:
+    log, _ = stream(ebnerd_dir, tmp_path, gap_minutes)
+    pages, transitions = read(log, SAMPLES, Page), read(log, TRANSITIONS, Transition)
+    mc = read(log, EPISODES, Episode)
+    visits = behaviors.session_id.nunique() + int((behaviors.gap_s > gap_minutes * 60).sum())
+
+    assert visits == episodes
+    assert len(pages) == len({p.id for p in pages}) == len(behaviors)
+    assert len({p.impression.session_id for p in pages}) == behaviors.session_id.nunique()
+    assert len(transitions) == len({t.id for t in transitions}) == len(behaviors)
+    terminal = [t for t in transitions if t.discount == 0]
+    assert len(terminal) == len(mc) == episodes
+    assert {t.ending for t in terminal} == {Ending.INFERRED_LEAVE}
+    assert sum(len(e.steps) for e in mc) == len(behaviors)
+
+
+def test_clicks_within_their_window_are_joined_and_the_others_are_late(
+    ebnerd_dir: Path, behaviors: pd.DataFrame, tmp_path: Path
+) -> None:
+    log, _ = stream(ebnerd_dir, tmp_path, 30)
+    joined = [f.kind for p in read(log, SAMPLES, Page) for f in p.feedback]
+    late = [s.event.kind for s in read(log, LATE, SetAside)]
+    turns = behaviors.gap_s.dropna()
+    expected = {
+        FeedbackKind.CLICK: behaviors.clicks[behaviors.read_time <= WINDOW_S].sum(),
+        FeedbackKind.PAGE_TURN: (turns <= WINDOW_S).sum(),
+        FeedbackKind.DWELL: behaviors.clicks[(behaviors.read_time + behaviors.next_read_time) <= WINDOW_S].sum(),
+    }
+    assert {kind: joined.count(kind) for kind in expected} == expected
+    assert late.count(FeedbackKind.CLICK) == behaviors.clicks.sum() - expected[FeedbackKind.CLICK]
+    assert late.count(FeedbackKind.PAGE_TURN) == (turns > WINDOW_S).sum()
+
+
+def test_nothing_is_lost_by_the_count_of_ids(ebnerd_dir: Path, tmp_path: Path) -> None:
+    log, _ = stream(ebnerd_dir, tmp_path, 30)
+    result = count(log, tmp_path / "state")
+    assert result.read == sum(log.end_offset(EVENTS, p) for p in range(log.partitions(EVENTS)))
+    assert result.read == (result.joined + result.duplicate + result.late + result.orphan + result.dead + result.open)
+    assert result.open == 0
+
+
+def test_a_second_import_changes_no_output(ebnerd_dir: Path, tmp_path: Path) -> None:
+    log, config = stream(ebnerd_dir, tmp_path, 30)
+    before = {p.id: p for p in read(log, SAMPLES, Page)}
+    import_again = [
+        record for partition in range(log.partitions(EVENTS)) for record in log.read(EVENTS, partition, 0, 1_000_000)
+    ]
+    last = max(record.appended_at_ms for record in import_again)
+    log.append(EVENTS, [Entry(r.key, r.payload, last) for r in import_again])
+    run_stream(config, f"file://{tmp_path}/log", tmp_path / "state", until_idle=True, stop=threading.Event())
+    assert {p.id: p for p in read(log, SAMPLES, Page)} == before
