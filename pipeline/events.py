@@ -83,7 +83,7 @@ def parse(payload: bytes, max_bytes: int) -> Event | Refusal:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the events that `parse` takes."""
-    schema = msgspec.json.schema(Event)
+    schema = json.loads(json.dumps(msgspec.json.schema(Event)))  # its defaults hold tuples, JSON arrays
     for name in ("Impression", "Feedback"):
         schema["$defs"][name]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:pageturn:event:{SCHEMA_VERSION}"}

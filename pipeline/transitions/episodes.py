@@ -103,8 +103,7 @@ def _settle_due_ms(rules: Rules, waiting: tuple[ClosedPage, ...]) -> int | None:
 
 def _settle(rules: Rules, collector: Collector, made: Made) -> Collector:
     """Consume the earliest of the waiting pages and those before it."""
-    earliest_ms = min(page.step.time_ms for page in collector.waiting)
-    last = max(_order(page) for page in collector.waiting if page.step.time_ms == earliest_ms)
+    last = _order(min(collector.waiting, key=lambda page: page.step.time_ms))  # of equal ones any: they settle together
     chain = collector.chain
     for page in sorted(collector.waiting, key=_order):
         if _order(page) <= last:
