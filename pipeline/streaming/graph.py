@@ -173,8 +173,9 @@ def _check_pardo(node: AppliedPTransform) -> None:
 
 def _check_parameters(label: str, defaults: list[object]) -> None:
     for parameter in defaults:
-        known = isinstance(parameter, (core.DoFn.StateParam, core.DoFn.TimerParam)) or parameter in _PARAMETERS
-        if isinstance(parameter, core._DoFnParam) and not known:
+        kind = parameter if isinstance(parameter, type) else type(parameter)  # Beam also takes some as classes
+        known = kind in (core.DoFn.StateParam, core.DoFn.TimerParam) or parameter in _PARAMETERS
+        if issubclass(kind, core._DoFnParam) and not known:
             _refuse(label, f"the parameter {parameter}")
 
 

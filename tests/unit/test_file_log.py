@@ -123,7 +123,7 @@ def test_a_corrupt_first_line_of_a_segment_has_the_stamp_of_the_segment_before(f
 def test_stamps_do_not_decrease_even_where_a_line_was_changed(folder: Path) -> None:
     make(folder).append("t", [Entry("k", b"1", 10), Entry("k", b"2", 20), Entry("k", b"3", 30)])
     segment = segments(folder)[0]
-    segment.write_bytes(segment.read_bytes().replace(b'"at":20', b'"at":05'))
+    segment.write_bytes(segment.read_bytes().replace(b'"at":20', b'"at": 5'))
     assert [r.appended_at_ms for r in read(folder)][1:] == [10, 30]
 
 
