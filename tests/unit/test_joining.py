@@ -194,14 +194,14 @@ def test_an_event_that_was_not_joined_does_not_take_its_id() -> None:
 def test_labels_and_order_of_feedback() -> None:
     log = [
         at(101, page()),
-        at(110, heard(ORDER, 109, event="e4", item="b", value=5.0)),
+        at(110, heard(ORDER, 109, event="a4", item="b", value=5.0)),
         at(111, heard(ORDER, 108, event="e3", item="b", value=2.5)),
         at(112, heard(CLICK, 108, event="e2", item="b")),
         at(113, heard(DWELL, 107, event="e1", item="b", value=3.0)),
         at(114, heard(SHOWN, 100, event="e0", item=None)),
     ]
     (closed,) = pages(run(log))
-    assert [f.event_id for f in closed.feedback] == ["e0", "e1", "e2", "e3", "e4"]
+    assert [f.event_id for f in closed.feedback] == ["e0", "e1", "e2", "e3", "a4"]
     assert closed.labels == (Labels(), Labels(clicks=1, orders=2, order_value=7.5, dwell_s=3.0))
     assert closed.closed_ms == 120
 
