@@ -11,10 +11,10 @@ from pathlib import Path
 
 from model_export.candidate import Candidate, CandidateError, list_candidates, read_candidate
 from model_export.checks import Verdict
-from model_export.desired import DesiredState, read_desired
+from model_export.desired import DesiredState
 from model_export.lease import Lease, LeaseLost
 from model_export.publisher import publish, resume
-from model_export.recovery import take_over
+from model_export.recovery import highest_fence, take_over
 from model_export.site import Site, VolumeError
 from model_export.verdicts import VerdictLog
 from pipeline.config.schema import FeatureConfig
@@ -63,10 +63,6 @@ def _bootstrap(
 ) -> DesiredState:
     models.mkdir(parents=True, exist_ok=True)
     lease = Lease(store, config.kv_prefix, f"bootstrap-{uuid.uuid4().hex}", clock_ms)
-    written = read_desired(models)
-    if not lease.take(above=written.fence if written else 0):
-        message = f"lease {lease.name!r}: held by a version controller, which is at work"
-        raise LeaseLost(message)
     site = Site(
         config=config,
         store=store,
@@ -79,6 +75,9 @@ def _bootstrap(
         pause=lambda: None,
         on_step=on_step,
     )
+    if not lease.take(above=highest_fence(site)):
+        message = f"lease {lease.name!r}: held by a version controller, which is at work"
+        raise LeaseLost(message)
     try:
         verdicts = VerdictLog(models, store, config.kv_prefix)
         return bootstrap_missing(site, verdicts, take_over(site, verdicts), staging)

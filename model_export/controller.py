@@ -14,12 +14,12 @@ from model_export.bootstrap import bootstrap as bootstrap
 from model_export.bootstrap import bootstrap_missing
 from model_export.candidate import list_candidates
 from model_export.checks import Verdict
-from model_export.desired import DesiredState, read_desired
+from model_export.desired import DesiredState
 from model_export.housekeeping import tidy
 from model_export.judging import judge
 from model_export.lease import Lease, LeaseLost
 from model_export.publisher import publish, record, resume
-from model_export.recovery import keep_in_step, take_over
+from model_export.recovery import highest_fence, keep_in_step, take_over
 from model_export.site import Server, Site, Stopping, VolumeError
 from model_export.switches import set_off as set_off
 from model_export.verdicts import VerdictLog
@@ -71,7 +71,7 @@ def run_controller(
     until_idle: bool = False,
     served_models: str | None = None,
     vectors: VectorSource | None = None,
-    poll_s: float = 0.5,
+    poll_s: float = 0.2,
     on_step: Callable[[str, str], None] | None = None,
 ) -> Summary:
     """Publish until `stop` is set, or (`until_idle`) until no candidate is left to judge.
@@ -149,8 +149,7 @@ def _await_lease(site: Site, until_idle: bool) -> None:
     site.models.mkdir(parents=True, exist_ok=True)
     deadline_ms = site.clock_ms() + 2 * site.lease.ttl_ms
     while True:
-        written = read_desired(site.models)
-        if site.lease.take(above=written.fence if written else 0):
+        if site.lease.take(above=highest_fence(site)):
             return
         if until_idle and site.clock_ms() > deadline_ms:
             message = f"lease {site.lease.name!r}: held by another controller, which is at work"

@@ -28,6 +28,13 @@ from pipeline.stores.published import (
 _LOG = logging.getLogger(__name__)
 
 
+def highest_fence(site: Site) -> int:
+    """The highest token that was ever written where we are going to write."""
+    desired = read_desired(site.models)
+    pointers = read_pointers(site.store, site.prefix, site.config.learned_policies())
+    return max([desired.fence if desired else 0, *(pointer.fence for pointer in pointers.values())])
+
+
 def take_over(site: Site, verdicts: VerdictLog) -> DesiredState:
     """The desired state under our fencing token; every pointer carries it too, so older holders can change neither."""
     found = read_desired(site.models)

@@ -16,7 +16,7 @@ from model_export.candidate import EXTRA, MODEL, PARAMETERS, RECORD, WARM_UP, Ca
 from model_export.controller import Summary, run_controller
 from model_export.desired import DesiredState, read_desired
 from model_export.lease import Lease
-from model_export.recovery import take_over
+from model_export.recovery import highest_fence, take_over
 from model_export.site import Site
 from model_export.verdicts import VerdictLog
 from pipeline.config.schema import (
@@ -170,8 +170,6 @@ class World:
     def site(self, holder: str = "one") -> tuple[Site, VerdictLog, DesiredState]:
         """What a controller has at the beginning of its term."""
         lease = Lease(self.store, "fd", holder, self.clock)
-        written = read_desired(self.models)
-        assert lease.take(above=written.fence if written else 0)
         site = Site(
             config=self.config,
             store=self.store,
@@ -184,6 +182,7 @@ class World:
             pause=lambda: None,
             on_step=lambda policy, step: self.on_step(policy, step),
         )
+        assert lease.take(above=highest_fence(site))
         verdicts = VerdictLog(self.models, self.store, "fd")
         return site, verdicts, take_over(site, verdicts)
 
