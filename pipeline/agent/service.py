@@ -26,6 +26,8 @@ BACKGROUND = f"{SERVICE}.background"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_NO_DEADLINE_S = 1e6
+_WAY_BACK, _LONGEST_WAY_BACK_S = 0.1, 0.25  # share of the caller's time that is kept for the reply, and its limit
 _SHEDDERS = 4  # threads beyond those that may wait for the policy: they answer the baseline
 
 
@@ -88,8 +90,11 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             self._free.release()
 
     def _timeout_s(self, context: grpc.ServicerContext) -> float:
+        """What the decision may take: an answer on its way when the caller's deadline passes is a failed page."""
         left_s = context.time_remaining()
-        return self._settings.default_timeout_s if left_s is None or left_s > 1e6 else left_s
+        if left_s is None or left_s > _NO_DEADLINE_S:
+            return self._settings.default_timeout_s
+        return left_s - min(_WAY_BACK * left_s, _LONGEST_WAY_BACK_S)
 
 
 class RunningService:

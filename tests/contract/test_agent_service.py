@@ -77,6 +77,7 @@ class SmallModelServer:
         self.gate = threading.Event()
         self.gate.set()
         self.asked = threading.Semaphore(0)
+        self.left_s: list[float] = []  # of the deadline, at each Predict
         self._server = grpc.server(ThreadPoolExecutor(32))
         methods = {
             "Predict": grpc.unary_unary_rpc_method_handler(
@@ -92,6 +93,7 @@ class SmallModelServer:
         self._server.start()
 
     def _predict(self, request, context):
+        self.left_s.append(context.time_remaining())
         self.asked.release()
         self.gate.wait(LONG_S)
         response = protos.PredictResponse(model_spec=request.model_spec)
@@ -247,21 +249,23 @@ def test_a_wrong_request_is_an_invalid_argument(agent: AgentStub, changes, messa
     assert message in caught.value.details()
 
 
-def test_a_slow_model_server_costs_the_policy_not_the_page(world: World, agent: AgentStub):
-    world.models.gate.clear()
-    decided = agent.Decide(page(), timeout=1.0)  # answers within it, while the server is still stuck
-    assert (decided.decided_by, decided.fallback_reason) == (pb.DECIDED_BY_FALLBACK, "timeout")
-    assert list(decided.item_ids) == ["y", "x"]
-    assert not world.models.gate.is_set()
-
-
-def test_without_a_deadline_the_servers_own_holds(world: World):
+def test_a_slow_model_server_costs_the_policy_not_the_page(world: World):
     world.models.gate.clear()
     running = serve(world.agent, 0, settings=ServiceSettings(default_timeout_s=0.05))
     with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
-        decided = AgentStub(channel).Decide(page())
-    assert decided.fallback_reason == "timeout"
+        decided = AgentStub(channel).Decide(page())  # answers while the model server is still stuck
+    assert (decided.decided_by, decided.fallback_reason) == (pb.DECIDED_BY_FALLBACK, "timeout")
+    assert list(decided.item_ids) == ["y", "x"]
     running.stop()
+
+
+@pytest.mark.parametrize(("timeout_s", "for_the_model_s"), [(40.0, 39.9), (2.0, 1.85)])
+def test_the_callers_deadline_holds_for_the_model_and_leaves_time_for_the_reply(
+    world: World, agent: AgentStub, timeout_s: float, for_the_model_s: float
+):
+    agent.Decide(page(), timeout=timeout_s)
+    [left_s] = world.models.left_s
+    assert 0 < left_s <= for_the_model_s  # gRPC sends a timeout with three digits, rounded up
 
 
 def test_a_dead_model_server_costs_the_policy_not_the_page(world: World, agent: AgentStub):

@@ -199,11 +199,11 @@ def test_a_policy_page_carries_all_that_is_needed_to_judge_it(world: World):
 
 def test_the_call_names_model_and_version_and_leaves_a_reserve(world: World):
     world.publish(7)
-    with world.agent() as agent:
+    with world.agent(monotonic=lambda: 100.0) as agent:
         agent.decide(page(TREATED[0]), 0.5)
-    [(model, version, timeout_s)] = world.server.calls
-    assert (model, version) == ("feed_rl", 7)
-    assert 0 < timeout_s <= 0.498
+        agent.decide(page(TREATED[1]), 0.01)
+    assert [(model, version) for model, version, _ in world.server.calls] == [("feed_rl", 7)] * 2
+    assert [timeout_s for _, _, timeout_s in world.server.calls] == pytest.approx([0.498, 0.009])
 
 
 def test_the_baseline_bucket_gets_the_baseline_and_logs_what_a_policy_would_have_seen(world: World):
@@ -456,6 +456,22 @@ def test_the_kill_switch_works_without_store_and_model(world: World):
         )
         decided = agent.decide(page(TREATED[0], 1), LONG_S)
     assert (decided.decision.fallback_reason, decided.item_ids) == ("off", BASELINE_IDS)
+
+
+def test_the_kill_switch_does_not_wait_for_a_version_that_is_being_built(world: World):
+    world.publish(7)
+    built = threading.Event()
+    with world.agent() as agent:
+        metadata = world.server.metadata
+        world.server.metadata = lambda *args: built.wait(LONG_S) and metadata(*args)
+        world.publish(8, mean=0.2, off=True)
+        eventually(
+            lambda: (
+                agent.decide(page(TREATED[0], request_id=str(time.time_ns())), LONG_S).decision.fallback_reason == "off"
+            )
+        )
+        assert not built.is_set()
+        built.set()
 
 
 def test_an_agent_in_mode_off_asks_nobody(world: World):
