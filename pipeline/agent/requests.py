@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 from msgspec import Struct
 
+from pipeline.errors import PageturnError
 from pipeline.records import (
     SCHEMA_VERSION,
     Decision,
@@ -27,7 +28,7 @@ MAX_TIME_MS = 2**63 - 1
 MAX_ITEMS = 1_000
 
 
-class AgentRequestError(ValueError):
+class AgentRequestError(PageturnError, ValueError):
     """The request itself is wrong and would be so again; says which field, what was expected and what was found."""
 
 

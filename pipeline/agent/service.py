@@ -19,6 +19,7 @@ from msgspec import Struct
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc, translate
 from pipeline.agent.agent import Agent, AgentRequestError, PageDecision, PageRequest
+from pipeline.errors import PageturnError
 
 SERVICE = "pageturn.v1.Agent"
 BACKGROUND = f"{SERVICE}.background"
@@ -31,7 +32,7 @@ _WAY_BACK, _LONGEST_WAY_BACK_S = 0.1, 0.25  # share of the caller's time that is
 _SHEDDERS = 4  # threads beyond those that may wait for the policy: they answer the baseline
 
 
-class ServiceError(Exception):
+class ServiceError(PageturnError):
     """The service cannot start; says why."""
 
 

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from pipeline.errors import PageturnError
 from pipeline.stores.published import vector_key
 from pipeline.stores.store import KeyValueStore
 
@@ -23,7 +24,7 @@ _META = "!meta"  # no id can be called so
 _CHUNK = 2_000  # vectors written at once
 
 
-class VectorError(Exception):
+class VectorError(PageturnError):
     """Vectors cannot be added to a table; says which table, what was expected and what was found."""
 
 

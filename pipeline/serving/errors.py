@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from pipeline.errors import PageturnError
 
-class ServingError(Exception):
+
+class ServingError(PageturnError):
     """A call failed. `code` is the gRPC status name, `text` what the server said."""
 
     def __init__(self, message: str, *, code: str = "UNKNOWN", text: str = "") -> None:
