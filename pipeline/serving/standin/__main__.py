@@ -63,7 +63,11 @@ def _serve(options: flags.Flags, stop: threading.Event) -> None:
 
 
 def _start(inside: core.Core, models: Sequence[Any], stop: threading.Event) -> None:
-    threading.Thread(target=lambda: (stop.wait(), inside.interrupt()), daemon=True).start()
+    def interrupt() -> None:
+        stop.wait()
+        inside.interrupt()
+
+    threading.Thread(target=interrupt, daemon=True).start()
     try:
         inside.start(models)
     except StatusError as error:

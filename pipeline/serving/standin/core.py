@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -155,7 +156,7 @@ class Core:
                 self._labels = desired.check_labels(models, self._labels, reports, allow)
                 before = self._fleet.sequence
             for name in old - {model.name for model in models}:
-                self._update(lambda fleet, name=name: manager.aspire(fleet, name, {}))
+                self._update(partial(manager.aspire, model=name, wanted={}))
             self._models = models
         return before, [model.name for model in models if model.name not in old]
 
@@ -182,7 +183,7 @@ class Core:
             try:
                 with self._source:
                     for name, wanted in desired.scan(self._models).items():
-                        self._update(lambda fleet, name=name, wanted=wanted: manager.aspire(fleet, name, wanted))
+                        self._update(partial(manager.aspire, model=name, wanted=wanted))
             except StatusError as error:
                 logger.error("FileSystemStoragePathSource encountered a filesystem access error: %s", error.text)
             if self._options.poll_wait_s <= 0:
@@ -194,22 +195,18 @@ class Core:
             with self._changed:
                 self._update(manager.forget)
                 action = manager.next_action(self._fleet)
-                if action is not None:
-                    self._begin(action)
-            if action is not None:
-                self._submit(action)
+                work = None if action is None else self._begin(action)
+            if action is not None and work is not None:
+                pool = self._pools[action.do]
+                work() if pool is None else pool.submit(work)
 
-    def _begin(self, action: Action) -> None:
-        state = State.LOADING if action.do is Do.LOAD else State.UNLOADING
-        self._move(action, state)
-
-    def _submit(self, action: Action) -> None:
-        work = self._do_load if action.do is Do.LOAD else self._do_unload
-        pool = self._pools[action.do]
-        if pool is None:
-            work(action)
-        else:
-            pool.submit(work, action)
+    def _begin(self, action: Action) -> Callable[[], None]:
+        """Report the action; what is left to do without the lock."""
+        if action.do is Do.LOAD:
+            self._move(action, State.LOADING)
+            return partial(self._do_load, action)
+        self._move(action, State.UNLOADING)
+        return partial(self._do_unload, action, self._serving[action.model].pop(action.version))
 
     def _move(self, action: Action, state: State, failure: Failure | None = None) -> None:
         logger.info("%s version %s: %s%s", action.model, action.version, state.name, f" ({failure})" if failure else "")
@@ -243,9 +240,8 @@ class Core:
         with self._changed:
             return not self._changed.wait_for(dropped, max(self._options.retry_interval_s, 0))
 
-    def _do_unload(self, action: Action) -> None:
+    def _do_unload(self, action: Action, servable: Servable) -> None:
         with self._changed:
-            servable = self._serving[action.model].pop(action.version)
             self._changed.wait_for(lambda: servable.users == 0 or self._stop.is_set())
         servable.bundle.close()
         self._move(action, State.END)

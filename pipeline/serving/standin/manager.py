@@ -82,11 +82,10 @@ def aspire(fleet: Fleet, model: str, wanted: Mapping[int, str]) -> Fleet:
     for version, managed in known.items():
         if version not in wanted:
             known[version] = replace(managed, aspired=False)
-    fleet = _with_managed(fleet, model, known)
     for version in sorted(wanted.keys() - known.keys()):
-        managed = {**fleet.managed.get(model, {}), version: Managed(wanted[version])}
-        fleet = _reported(_with_managed(fleet, model, managed), model, version, State.START, None)
-    return fleet
+        known[version] = Managed(wanted[version])
+        fleet = _reported(fleet, model, version, State.START, None)
+    return _with_managed(fleet, model, known)
 
 
 def forget(fleet: Fleet) -> Fleet:
