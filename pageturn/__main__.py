@@ -64,6 +64,8 @@ _OPTIONS: dict[str, Any] = {
 def main() -> None:
     """Streaming reinforcement learning for recommender feeds."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)  # what it could not import of other clouds
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the GPU that is not there
 
 
 # Configuration and input -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Process:
         logs.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment()
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"}
             )
 
     @property
@@ -66,7 +66,3 @@ class Process:
 def pageturn(*arguments: str) -> list[str]:
     """The command line that runs `pageturn` with the arguments in this interpreter's environment."""
     return [sys.executable, "-m", "pageturn", *arguments]
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
