@@ -1,4 +1,4 @@
-"""The stream as one Beam graph, the same on every engine: parse and group, one stateful step per session, encode.
+"""The stream as one Beam graph, the same on every engine: parse and group, one stateful step per session, write.
 
 Sources give lists of log records; the engine's event time is the watermark of the log (DESIGN, "Log stamp"). No
 windows, no grouping, no second keyed stage: all rules are in `pipeline.transitions`, which knows nothing of Beam.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import apache_beam as beam
-from apache_beam.coders import Coder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import (
     ReadModifyWriteRuntimeState,
@@ -24,15 +23,13 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.events import Refusal, encode, parse
 from pipeline.logs.log import DEAD_LETTERS, Record
 from pipeline.records import DeadLetter, Stamp
+from pipeline.streaming.coders import SessionCoder
 from pipeline.streaming.sinks import Encoded
-from pipeline.streaming.snapshot import SESSION_STATE, session_state
+from pipeline.streaming.snapshot import SESSION_STATE
 from pipeline.transitions.session import (
-    Output,
     Rules,
-    SessionState,
     Stamped,
     Turn,
-    encode_state,
     on_events,
     on_watermark,
     output_id,
@@ -40,22 +37,6 @@ from pipeline.transitions.session import (
 )
 
 _DEAD = "dead"
-
-
-class SessionCoder(Coder):
-    """Session states as versioned msgpack."""
-
-    def encode(self, value: SessionState) -> bytes:
-        return encode_state(value)
-
-    def decode(self, encoded: bytes) -> SessionState:
-        return session_state(encoded)
-
-    def is_deterministic(self) -> bool:
-        return False
-
-    def to_type_hint(self) -> type:
-        return SessionState
 
 
 @beam.typehints.with_input_types(list[Record])
@@ -72,7 +53,7 @@ class Parse(beam.DoFn):
         for record in element:
             parsed = parse(record.payload, self._max_event_bytes)
             if isinstance(parsed, Refusal):
-                yield beam.pvalue.TaggedOutput(_DEAD, (record.key, _dead_letter(record, parsed)))
+                yield beam.pvalue.TaggedOutput(_DEAD, _dead_letter(record, parsed))
             else:
                 stamp = Stamp(record.appended_at_ms, record.partition, record.offset)
                 sessions.setdefault(parsed.session_id, []).append(Stamped(stamp, parsed))
@@ -80,9 +61,9 @@ class Parse(beam.DoFn):
 
 
 @beam.typehints.with_input_types(tuple[str, list[Stamped]])
-@beam.typehints.with_output_types(tuple[str, object])
+@beam.typehints.with_output_types(Encoded)
 class Sessions(beam.DoFn):
-    """(session, events) to (session, output)."""
+    """(session, events) to outputs, encoded at once: their bytes must not depend on what an engine does to objects."""
 
     STATE = ReadModifyWriteStateSpec(SESSION_STATE, SessionCoder())
     WAKE = TimerSpec("wake", TimeDomain.WATERMARK)
@@ -96,7 +77,7 @@ class Sessions(beam.DoFn):
         element: tuple[str, list[Stamped]],
         state: ReadModifyWriteRuntimeState = beam.DoFn.StateParam(STATE),  # noqa: B008 (Beam's way)
         wake: RuntimeTimer = beam.DoFn.TimerParam(WAKE),  # noqa: B008
-    ) -> list[tuple[str, Output]]:
+    ) -> list[Encoded]:
         session_id, events = element
         return _settle(session_id, on_events(self._rules, state.read(), events), state, wake)
 
@@ -107,7 +88,7 @@ class Sessions(beam.DoFn):
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         state: ReadModifyWriteRuntimeState = beam.DoFn.StateParam(STATE),  # noqa: B008
         wake: RuntimeTimer = beam.DoFn.TimerParam(WAKE),  # noqa: B008
-    ) -> list[tuple[str, Output]]:
+    ) -> list[Encoded]:
         """The watermark has reached the timer's time, and that is all a session may know of the watermark."""
         session = state.read()
         if session is None:
@@ -128,7 +109,7 @@ class StreamRecords(beam.PTransform):
         parse_step = beam.ParDo(Parse(self._config.stream.max_event_bytes))
         parsed = records | "Parse" >> parse_step.with_outputs(_DEAD, main="sessions")
         outputs = parsed.sessions | "Sessions" >> beam.ParDo(Sessions(Rules.of(self._config)))
-        return (outputs, parsed[_DEAD]) | beam.Flatten() | "Encode" >> beam.Map(_encode).with_output_types(Encoded)
+        return (outputs, parsed[_DEAD]) | beam.Flatten()
 
 
 def build(
@@ -138,7 +119,7 @@ def build(
     return pipeline | "Read" >> source | "Stream" >> StreamRecords(config) | "Write" >> sink
 
 
-def _settle(session_id: str, turn: Turn, state: ReadModifyWriteRuntimeState, wake: RuntimeTimer) -> list[object]:
+def _settle(session_id: str, turn: Turn, state: ReadModifyWriteRuntimeState, wake: RuntimeTimer) -> list[Encoded]:
     """Write the state back and arm the timer for its next decision."""
     if turn.state is None:
         state.clear()
@@ -148,11 +129,11 @@ def _settle(session_id: str, turn: Turn, state: ReadModifyWriteRuntimeState, wak
         wake.clear()
     else:
         wake.set(Timestamp(micros=turn.wake_at_ms * 1000))
-    return [(session_id, output) for output in turn.outputs]
+    return [Encoded(topic_of(o), session_id, output_id(o), encode(o)) for o in turn.outputs]
 
 
-def _dead_letter(record: Record, refusal: Refusal) -> DeadLetter:
-    return DeadLetter(
+def _dead_letter(record: Record, refusal: Refusal) -> Encoded:
+    letter = DeadLetter(
         id=f"{record.partition}:{record.offset}",
         reason=refusal.reason,
         detail=refusal.detail,
@@ -160,10 +141,4 @@ def _dead_letter(record: Record, refusal: Refusal) -> DeadLetter:
         key=record.key,
         payload=record.payload,
     )
-
-
-def _encode(keyed: tuple[str, Output | DeadLetter]) -> Encoded:
-    key, output = keyed
-    if isinstance(output, DeadLetter):
-        return Encoded(DEAD_LETTERS, key, output.id, encode(output))
-    return Encoded(topic_of(output), key, output_id(output), encode(output))
+    return Encoded(DEAD_LETTERS, record.key, letter.id, encode(letter))

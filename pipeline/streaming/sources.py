@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
@@ -53,3 +53,8 @@ class Poll(beam.PTransform):
 
     def get_windowing(self, inputs: object) -> beam.Windowing:
         return beam.Windowing(GlobalWindows())
+
+    def to_runner_api_parameter(self, context: object) -> NoReturn:
+        """Every other runner translates the graph first. Some would run it, and fire timers early without a word."""
+        message = "a polled source runs on the embedded runner only: other engines need a source of their own"
+        raise NotImplementedError(message)

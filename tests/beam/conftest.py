@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,11 @@ def _session(rng: random.Random, session: str, time_ms: int) -> list[tuple[int, 
     if rng.random() < 0.1:
         send(feedback(f"{session}/nowhere", session, 99, time_ms, FeedbackKind.CLICK, "i1"))
     return sent
+
+
+@pytest.fixture
+def make() -> SimpleNamespace:
+    return SimpleNamespace(impression=impression, feedback=feedback)
 
 
 @pytest.fixture
