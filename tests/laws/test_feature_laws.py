@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.checks import check
@@ -21,6 +21,8 @@ from pipeline.features.statistics import Statistics
 from pipeline.features.vocabulary import Vocabulary
 from pipeline.records import State
 from tests.laws.strategies import HashedVectors, feature_configs, states
+
+moderate = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 @st.composite
@@ -42,6 +44,7 @@ def same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool
     )
 
 
+@moderate
 @given(configs_and_states())
 def test_trainer_in_a_batch_and_agent_one_by_one_encode_the_same_bits(drawn: tuple[FeatureConfig, list[State]]) -> None:
     config, raw = drawn
@@ -59,6 +62,7 @@ def test_trainer_in_a_batch_and_agent_one_by_one_encode_the_same_bits(drawn: tup
         assert same_bits(agent.finish(prepared.row, fetched), {k: v[i : i + 1] for k, v in batch.items()})
 
 
+@moderate
 @given(configs_and_states())
 def test_outputs_are_what_the_model_expects(drawn: tuple[FeatureConfig, list[State]]) -> None:
     config, raw = drawn
@@ -77,6 +81,7 @@ def test_outputs_are_what_the_model_expects(drawn: tuple[FeatureConfig, list[Sta
             assert (outputs[feature.name] < table_rows(table)).all()
 
 
+@moderate
 @given(configs_and_states(), st.data())
 def test_an_id_that_got_its_vector_later_changes_nothing_for_the_trainer(
     drawn: tuple[FeatureConfig, list[State]], data: st.DataObject
@@ -96,6 +101,7 @@ def _flat(values: object) -> list[str]:
     return [str(i) for v in values if isinstance(v, tuple) for i in v]
 
 
+@moderate
 @given(configs_and_states(), st.integers(1, 5))
 def test_statistics_do_not_depend_on_chunks(drawn: tuple[FeatureConfig, list[State]], size: int) -> None:
     config, raw = drawn
@@ -110,6 +116,7 @@ def test_statistics_do_not_depend_on_chunks(drawn: tuple[FeatureConfig, list[Sta
     assert chunked.freeze().sha256 == whole.freeze().sha256
 
 
+@moderate
 @given(configs_and_states(min_size=2))
 def test_rows_of_known_ids_never_change(drawn: tuple[FeatureConfig, list[State]]) -> None:
     config, raw = drawn
@@ -124,6 +131,7 @@ def test_rows_of_known_ids_never_change(drawn: tuple[FeatureConfig, list[State]]
             known[table] = hashes.tolist()
 
 
+@moderate
 @given(configs_and_states())
 def test_encoding_changes_neither_state_nor_rows(drawn: tuple[FeatureConfig, list[State]]) -> None:
     config, raw = drawn
@@ -138,6 +146,7 @@ def test_encoding_changes_neither_state_nor_rows(drawn: tuple[FeatureConfig, lis
     assert not prepared[0].row.flags.writeable
 
 
+@moderate
 @given(feature_configs())
 def test_a_config_that_is_written_down_reads_as_itself(config: FeatureConfig) -> None:
     assert check(config) == []
@@ -164,6 +173,7 @@ def close(left: Moments, right: Moments) -> bool:
     )
 
 
+@moderate
 @given(numbers)
 def test_moments_are_those_of_numpy(values: list[float]) -> None:
     moments = Moments().add(values)
@@ -174,6 +184,7 @@ def test_moments_are_those_of_numpy(values: list[float]) -> None:
         assert moments.std == pytest.approx(seen.std(), rel=1e-6, abs=1e-6)
 
 
+@moderate
 @given(numbers, numbers, numbers)
 def test_merge_has_an_identity_is_associative_and_equals_the_moments_of_all_data(
     a: list[float], b: list[float], c: list[float]
@@ -188,6 +199,7 @@ def test_merge_has_an_identity_is_associative_and_equals_the_moments_of_all_data
 # Vocabulary ------------------------------------------------------------------------------------------------------
 
 
+@moderate
 @given(st.lists(st.integers(0, 6)), st.integers(1, 3), st.integers(4, 8))
 def test_ids_are_admitted_in_the_order_in_which_they_reached_min_count(
     ids: list[int], min_count: int, capacity: int

@@ -267,6 +267,11 @@ def test_what_is_no_id_is_refused(kind: dict[str, Any], value: Any, found: str) 
     assert str(caught.value) == f"features[f0] (user.f0): expected an id (text or an integer), found {found}"
 
 
+def test_no_id_is_taken_for_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.features.values.xxhash.xxh3_64_intdigest", lambda _: 0)
+    assert encode(config({"kind": "id", "embedding": "city"}), user("the one id in 2**64"))["f0"] >= 2
+
+
 def test_text_that_is_not_unicode_is_refused() -> None:
     with pytest.raises(FeatureError, match="expected an id that is valid Unicode"):
         Encoder(config({"kind": "hashed_id", "buckets": 3, "dim": 2})).prepare(user("\ud800"))
@@ -414,6 +419,13 @@ def test_an_empty_batch() -> None:
     assert {name: value.shape for name, value in outputs.items()} == {
         i.name: (0, *i.shape) for i in model_inputs(built)
     }
+
+
+def test_numbers_of_prepared_rows_are_aligned() -> None:
+    built = config({"kind": "dense"}, {"kind": "hashed_id", "buckets": 2, "dim": 2}, SEQUENCE, SEQUENCE)
+    dtype = Encoder(built).prepared_dtype
+    assert dtype.itemsize % 8 == 0
+    assert [dtype.fields[f"f{i}__vectors"][1] % 8 for i in (2, 3)] == [0, 0]
 
 
 def test_stacked_rows_are_the_rows() -> None:
