@@ -16,7 +16,7 @@ from pipeline.agent.acting import Explorer, baseline_actions
 from pipeline.agent.asking import PredictionSource, ask_means, usable_means
 from pipeline.agent.buckets import bucket_table, on_canary, slot_of
 from pipeline.agent.follower import Follower
-from pipeline.agent.fusion import UnusableScores, fuse
+from pipeline.agent.fusion import Scores, UnusableScores, order_by, read_scores
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.metrics import Metrics
 from pipeline.agent.policies import Pinned
@@ -48,7 +48,7 @@ class Draft(NamedTuple):
     bucket: Bucket
     learned: bool  # whether the bucket's policy is
     state: State
-    baseline_order: tuple[int, ...] | None = None  # None: the scores cannot be fused
+    scores: Scores | None = None  # None: they cannot be used
     prepared: Prepared | None = None
     pinned: Pinned | None = None
     means: tuple[float, ...] | None = None
@@ -105,10 +105,9 @@ class Decider:
         bucket = self._buckets[slot_of(self._config.buckets, self._unit(request))]
         draft = Draft(request, bucket, bucket.policy in self._learned, request.state)
         try:
-            order = fuse(self._config.fusion, self._baseline_values, request.items)
+            return draft._replace(scores=read_scores(request.items))
         except UnusableScores as error:
             return draft.fails(Reason.SCORES, str(error))
-        return draft._replace(baseline_order=order)
 
     def _unit(self, request: PageRequest) -> str:
         return request.user_id if self._config.buckets.unit == "user_id" else request.session_id
@@ -179,28 +178,33 @@ class Decider:
         return self._pin(draft._replace(trouble=None, pinned=None)) if _not_served(draft) else draft
 
     def _conclude(self, draft: Draft) -> Outcome:
-        if draft.trouble is not None:
-            return self._baseline_outcome(draft, DecidedBy.FALLBACK, draft.trouble.reason)
-        if not draft.learned or self._mode is Mode.SHADOW:
-            return self._baseline_outcome(draft, DecidedBy.BASELINE)
+        if draft.scores is None:
+            return self._received(draft)
+        baseline = draft.trouble is not None or not draft.learned or self._mode is Mode.SHADOW
         try:
-            return self._policy_outcome(draft)
-        except UnusableScores as error:
-            return self._conclude(draft.fails(Reason.SCORES, str(error)))
+            return (
+                self._baseline_outcome(draft, draft.scores) if baseline else self._policy_outcome(draft, draft.scores)
+            )
+        except UnusableScores:  # finite ones that the formula turns into infinite ones
+            return self._received(draft)
 
-    def _policy_outcome(self, draft: Draft) -> Outcome:
+    def _policy_outcome(self, draft: Draft, scores: Scores) -> Outcome:
         request = draft.request
         assert draft.means is not None
         actions = self._explorer.act(draft.bucket.policy, request.session_id, request.page_index, draft.means)
-        order = fuse(self._config.fusion, [action.value for action in actions], request.items)
+        order = order_by(self._config.fusion, [action.value for action in actions], scores)
         return Outcome(order, self._decision(draft, DecidedBy.POLICY, actions), draft.state)
 
-    def _baseline_outcome(self, draft: Draft, decided_by: DecidedBy, reason: Reason | None = None) -> Outcome:
-        """The received order, of which no action can be said, where the baseline has none."""
-        if draft.baseline_order is None:
-            decision = self._decision(draft, decided_by, (), reason)
-            return Outcome(tuple(range(len(draft.request.items))), decision, draft.state)
-        return Outcome(draft.baseline_order, self._decision(draft, decided_by, self._baseline, reason), draft.state)
+    def _baseline_outcome(self, draft: Draft, scores: Scores) -> Outcome:
+        order = order_by(self._config.fusion, self._baseline_values, scores)
+        decided_by = DecidedBy.BASELINE if draft.trouble is None else DecidedBy.FALLBACK
+        reason = None if draft.trouble is None else draft.trouble.reason
+        return Outcome(order, self._decision(draft, decided_by, self._baseline, reason), draft.state)
+
+    def _received(self, draft: Draft) -> Outcome:
+        """The received order, of which no action can be said."""
+        decision = self._decision(draft, DecidedBy.FALLBACK, (), Reason.SCORES)
+        return Outcome(tuple(range(len(draft.request.items))), decision, draft.state)
 
     def _decision(
         self, draft: Draft, decided_by: DecidedBy, actions: tuple[Action, ...], reason: Reason | None = None

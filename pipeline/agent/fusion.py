@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipeline.config.schema import Exponents, PayPlusAPhi
 from pipeline.records import Item
@@ -20,33 +21,48 @@ class UnusableScores(Exception):  # noqa: N818
     """An item has no click or pay score, or one with which the formula makes no sense; says which."""
 
 
-def pay_plus_a_phi(click: float, pay: float, a: float, phi: float) -> float:
+class Scores(NamedTuple):
+    click: list[float]
+    pay: list[float]
+
+
+def read_scores(items: Sequence[Item]) -> Scores:
+    """The ranker's scores. Raises UnusableScores where one is missing, negative, infinite or NaN."""
+    return Scores(
+        [_usable(item, "click_score", item.click_score) for item in items],
+        [_usable(item, "pay_score", item.pay_score) for item in items],
+    )
+
+
+def pay_plus_a_phi(scores: Scores, a: float, phi: float) -> list[float]:
     """click * (pay + a * phi). Meituan 2018 prints it without `a`; its place is our reading, a = 1 is their formula."""
-    return click * (pay + a * phi)
+    a_phi = a * phi
+    return [click * (pay + a_phi) for click, pay in zip(*scores, strict=True)]
 
 
-def exponents(click: float, pay: float, a: float, b: float) -> float:
+def exponents(scores: Scores, a: float, b: float) -> list[float]:
     """click**a * pay**b."""
-    return _power(click, a) * _power(pay, b)
+    return [_power(click, a) * _power(pay, b) for click, pay in zip(*scores, strict=True)]
+
+
+def order_by(fusion: Fusion, action: Sequence[float], scores: Scores) -> tuple[int, ...]:
+    """Positions of the items, best first. Raises UnusableScores where the formula leaves the numbers."""
+    match fusion:
+        case PayPlusAPhi(phi=phi):
+            fused = pay_plus_a_phi(scores, action[0], phi)
+        case Exponents():
+            fused = exponents(scores, action[0], action[1])
+    for i, score in enumerate(fused):
+        if not math.isfinite(score):
+            found = f"click_score {scores.click[i]} and pay_score {scores.pay[i]}"
+            msg = f"item at {i}: expected scores that fuse to a number with action {list(action)}, found {found}"
+            raise UnusableScores(msg)
+    return tuple(sorted(range(len(fused)), key=fused.__getitem__, reverse=True))  # reversed sorting is stable, too
 
 
 def fuse(fusion: Fusion, action: Sequence[float], items: Sequence[Item]) -> tuple[int, ...]:
     """Positions of the items, best first. Raises UnusableScores."""
-    scores = [_score(fusion, action, item) for item in items]
-    return tuple(sorted(range(len(items)), key=lambda position: -scores[position]))
-
-
-def _score(fusion: Fusion, action: Sequence[float], item: Item) -> float:
-    click, pay = _usable(item, "click_score", item.click_score), _usable(item, "pay_score", item.pay_score)
-    match fusion:
-        case PayPlusAPhi(phi=phi):
-            score = pay_plus_a_phi(click, pay, action[0], phi)
-        case Exponents():
-            score = exponents(click, pay, action[0], action[1])
-    if not math.isfinite(score):
-        msg = f"item {item.item_id}: click_score {click} and pay_score {pay} fuse to {score} with action {list(action)}"
-        raise UnusableScores(msg)
-    return score
+    return order_by(fusion, action, read_scores(items))
 
 
 def _usable(item: Item, field: str, score: float | None) -> float:

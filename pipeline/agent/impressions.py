@@ -16,6 +16,7 @@ from pipeline.logs.log import EVENTS, Entry, EventLog, LogError
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 500
+_GATHER_S = 0.01  # between the first event and its append: a thread woken for each event would slow pages down
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -50,7 +51,8 @@ class LogWriter:
             if refusal is None:
                 self._queue.append(Entry(key, payload))
                 self._unwritten += 1
-                self._changed.notify_all()
+                if len(self._queue) == 1:
+                    self._changed.notify_all()
         if refusal is not None:
             self._metrics.count("events_dropped", reason=refusal)
         return refusal is None
@@ -94,6 +96,7 @@ class LogWriter:
         """Waits for one; empty when closing and nothing is left, or no time."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing_at_s is not None)
+            self._changed.wait_for(lambda: self._closing_at_s is not None, _GATHER_S)
             if self._out_of_time():
                 return []
             return [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]

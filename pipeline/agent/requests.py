@@ -14,7 +14,6 @@ from pipeline.records import (
     SCHEMA_VERSION,
     Decision,
     Features,
-    FeatureValue,
     Feedback,
     FeedbackKind,
     Item,
@@ -66,7 +65,7 @@ def admit(request: PageRequest) -> PageRequest:
         _id("user_id", request.user_id),
         _id("session_id", request.session_id),
         _integer("page_index", request.page_index, MAX_PAGE_INDEX),
-        tuple(_item(f"items[{position}]", item) for position, item in enumerate(request.items)),
+        tuple([_item(position, item) for position, item in enumerate(request.items)]),
         _features("user", request.user),
         _features("context", request.context),
         _features("page", request.page),
@@ -93,56 +92,78 @@ def admit_feedback(feedback: Feedback) -> Feedback:
     )
 
 
-def _item(where: str, item: Item) -> Item:
+def _item(position: int, item: Item) -> Item:
+    if _is_plain(item):
+        return item
+    where = f"items[{position}]"
     click, pay = item.click_score, item.pay_score
     return Item(
         _id(f"{where}.item_id", item.item_id),
         None if click is None else _number(f"{where}.click_score", click),
         None if pay is None else _number(f"{where}.pay_score", pay),
-        _features(f"{where}.features", item.features) if item.features else {},
+        _features(f"{where}.features", item.features),
+    )
+
+
+def _is_plain(item: Item) -> bool:
+    """Nothing to check further: nearly all items of nearly all pages, and there are a hundred to a page."""
+    name, click, pay = item.item_id, item.click_score, item.pay_score
+    return (
+        type(name) is str
+        and 0 < len(name) <= MAX_ID_LENGTH
+        and name.isascii()
+        and type(click) is float
+        and type(pay) is float
+        and math.isfinite(click)
+        and math.isfinite(pay)
+        and not item.features
     )
 
 
 def _features(where: str, features: Features) -> Features:
-    return {_text(where, name): _value(f"{where}.{name}", value) for name, value in features.items()}
+    admitted: Features = {}
+    for name, value in features.items():
+        try:
+            admitted[_text("", name)] = _list(value) if isinstance(value, tuple | list) else _scalar(value)
+        except AgentRequestError as error:
+            msg = f"{where}.{name!s}{error}"
+            raise AgentRequestError(msg) from error
+    return admitted
 
 
-def _value(where: str, value: object) -> FeatureValue:
-    if value is None:
-        return None
-    if isinstance(value, tuple | list):
-        return _list(where, value)
-    return _scalar(where, value)
-
-
-def _list(where: str, values: Sequence[object]) -> tuple[Scalar, ...] | None:
+def _list(values: Sequence[object]) -> tuple[Scalar, ...] | None:
     """A list with one number that JSON has no word for is absent as a whole."""
-    scalars = [_scalar(f"{where}[{position}]", value) for position, value in enumerate(values)]
+    absent = sum(value is None for value in values)
+    if absent:
+        _refuse("", "a list of numbers, texts, true and false", f"{absent} without a value")
+    scalars = [_scalar(value) for value in values]
     admitted = tuple(scalar for scalar in scalars if scalar is not None)
     return admitted if len(admitted) == len(scalars) else None
 
 
-def _scalar(where: str, value: object) -> Scalar | None:
+def _scalar(value: object) -> Scalar | None:
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else None  # type: ignore[arg-type, return-value]
     if isinstance(value, np.generic):
-        value = value.item()
-    match value:
-        case bool():
-            return value
-        case str():
-            return _text(where, value)
-        case float():
-            return value if math.isfinite(value) else None
-        case int() if -(2**63) <= value < 2**64:
-            return value
-        case _:
-            _refuse(where, "a number of 64 bits, text, true or false", repr(value))
+        return _scalar(value.item())
+    if isinstance(value, str):
+        return _text("", value)
+    if value is None or isinstance(value, bool):
+        return value
+    if kind is int and -(2**63) <= value < 2**64:  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    return _refuse("", "a number of 64 bits, text, true or false, or a list of them", repr(value))
 
 
 def _number(where: str, value: object) -> float | None:
-    number = _scalar(where, value)
-    if isinstance(number, bool | str):
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
         _refuse(where, "a number", repr(value))
-    return number
+    try:
+        return float(number) if math.isfinite(number) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
 
 
 def _id(field: str, value: object) -> str:
@@ -153,10 +174,11 @@ def _id(field: str, value: object) -> str:
 
 
 def _text(field: str, value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _refuse(field, "text that UTF-8 can encode", ascii(value))
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            _refuse(field, "text that UTF-8 can encode", ascii(value))
     return str(value)
 
 

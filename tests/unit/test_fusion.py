@@ -99,7 +99,7 @@ def test_one_unusable_score_makes_the_page_unusable(bad: float | None, field: in
     ],
 )
 def test_scores_that_fuse_to_no_number_are_unusable(fusion, action, pair):
-    with pytest.raises(UnusableScores, match="item i0: click_score"):
+    with pytest.raises(UnusableScores, match="item at 0: expected scores that fuse to a number"):
         fuse(fusion, action, items(pair))
 
 
