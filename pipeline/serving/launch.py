@@ -55,17 +55,15 @@ def server_command(port: int, model_config_file: Path | str, **flags: int | bool
 def running_server(
     model_config_file: Path | str, *, port: int = 0, timeout_s: float = 120.0, **flags: int | bool | str
 ) -> Iterator[RunningServer]:
-    """A server of one's own on the loopback interface, ready on entry, stopped on exit. Port 0: any free one.
+    """A server of one's own, ready on entry, stopped on exit. Port 0: any free one.
 
     Raises Unavailable when it ends before it is ready and TooLate when it is not ready in time, both with the end of
-    its log.
+    its log. The stand-in listens on the loopback interface, the real binary on all.
     """
     port = port or free_port()
     with tempfile.TemporaryDirectory(prefix="model-server-") as folder:
         log = Path(folder, "log")
-        with log.open("wb") as output:
-            command = server_command(port, model_config_file, **flags)
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = _started(server_command(port, model_config_file, **flags), log)
         try:
             server = RunningServer(f"127.0.0.1:{port}", process, log)
             _wait_until_ready(server, timeout_s)
@@ -78,6 +76,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        try:
+            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            message = f"{MODEL_SERVER}: expected the path of a program, found {command[0]!r}: {error.strerror}"
+            raise Unavailable(message, code="UNAVAILABLE") from error
 
 
 def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:

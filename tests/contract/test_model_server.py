@@ -7,6 +7,7 @@ something have a model of their own.
 
 import runpy
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -111,6 +112,7 @@ def site(template, tmp_path_factory):
         _scenery(site)
         site.until("base", v1="AVAILABLE", v2="AVAILABLE")
         yield site
+    assert server.process.returncode in (0, -signal.SIGTERM)  # it obeys; the binary without a handler of its own
 
 
 def _scenery(site):
