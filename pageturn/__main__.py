@@ -224,10 +224,13 @@ def model_server(models: Path, port: int) -> None:
 @main.command()
 @_options("config", "log", "store")
 @click.option("--server", required=True, help="HOST:PORT of the model server, or dns:///name:port for several.")
-@click.option("--port", default=8600, type=click.IntRange(0, 65535))
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 or [::] in a container.")
+@click.option("--port", default=8600, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--mode", default="live", type=click.Choice(["live", "shadow", "off"]))
 @click.option("--drain-s", default=5.0, type=click.FloatRange(0), help="How long to answer on after SIGTERM.")
-def agent(config_path: Path, log_url: str, store_url: str, server: str, port: int, mode: str, drain_s: float) -> None:
+def agent(
+    config_path: Path, log_url: str, store_url: str, server: str, host: str, port: int, mode: str, drain_s: float
+) -> None:
     """Decide pages over gRPC."""
     from pipeline.agent.agent import Agent
     from pipeline.agent.service import serve_until
@@ -241,10 +244,13 @@ def agent(config_path: Path, log_url: str, store_url: str, server: str, port: in
         store = stack.enter_context(closing(open_store(store_url)))
         log = stack.enter_context(closing(open_log(log_url)))
         client = stack.enter_context(ModelServer(server))
-        decider = Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
-        serve_until(
-            stop, decider, port, drain_s=drain_s, started=lambda bound: click.echo(f"deciding pages on port {bound}")
+        decider = stack.enter_context(
+            Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
         )
+        serve_until(
+            stop, decider, port, host=host, drain_s=drain_s,
+            started=lambda bound: click.echo(f"deciding pages on {host}:{bound}"),
+        )  # fmt: skip
 
 
 @main.command()

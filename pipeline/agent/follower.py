@@ -11,7 +11,7 @@ import msgspec
 from pipeline.agent.metrics import Metrics
 from pipeline.agent.policies import Pinner, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
-from pipeline.stores.published import Heartbeat, Pointer, Served, agent_key, read_pointers
+from pipeline.stores.published import Heartbeat, Pointer, Served, forget_agents, read_pointers, write_heartbeat
 from pipeline.stores.store import KeyValueStore, StoreError
 
 _LOG = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Follower:
         versions = {name: route.stable.served.version for name, route in self._routes.items() if route.stable}
         heartbeat = Heartbeat(self._agent_id, self._clock_ms(), versions)
         try:
-            self._store.put(agent_key(self._prefix, self._agent_id), msgspec.json.encode(heartbeat))
+            write_heartbeat(self._store, self._prefix, heartbeat)
         except Exception as error:
             self._metrics.count("heartbeat_errors")
             _LOG.warning("heartbeat: %s", error)
@@ -151,7 +151,7 @@ class Follower:
 
     def _leave(self) -> None:
         try:
-            self._store.delete_many([agent_key(self._prefix, self._agent_id)])
+            forget_agents(self._store, self._prefix, [self._agent_id])
         except Exception as error:
             _LOG.warning("heartbeat: %s", error)
 

@@ -82,6 +82,12 @@ class MemoryStore:
         for key in keys:
             self.values.pop(key, None)
 
+    def compare_and_set(self, key: str, expected: bytes | None, value: bytes) -> bool:
+        if self.values.get(key) != expected:
+            return False
+        self.values[key] = value
+        return True
+
 
 class FakeServer:
     """Answers with `means`; each call can be replaced by an error or another reply."""
