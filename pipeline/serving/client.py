@@ -155,14 +155,16 @@ class ModelServer:
         self._call(self._reload, request, timeout_s, "HandleReloadConfigRequest")
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Until the server's port is open (TF-Serving opens it after the first load); TooLate otherwise."""
-        ready = grpc.channel_ready_future(self._channel)
+        """Until the server answers at all (TF-Serving opens its port after the first load); TooLate otherwise."""
+        nothing = protos.GetModelStatusRequest()  # of no model: a refusal is an answer
         try:
-            ready.result(timeout_s)
-        except grpc.FutureTimeoutError as error:
-            ready.cancel()
-            message = f"model server at {self.target}: expected an open port within {timeout_s:g} s, found none"
-            raise TooLate(message, code="DEADLINE_EXCEEDED") from error
+            self._status(nothing, timeout=timeout_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = f"model server at {self.target}: expected an answer within {timeout_s:g} s, found none"
+                raise TooLate(message, code="DEADLINE_EXCEEDED") from error
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise _mapped(error, self._where("GetModelStatus", "", None)) from error
 
     def close(self) -> None:
         self._channel.close()

@@ -97,7 +97,8 @@ def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
             try:
                 client.wait_until_ready(0.2)
                 return
-            except TooLate as error:
+            except (TooLate, Unavailable) as error:
+                time.sleep(0.02)
                 if time.monotonic() > deadline:
                     message = f"{error} after {timeout_s:g} s; the end of its log:\n{_tail(server.log)}"
                     raise TooLate(message, code="DEADLINE_EXCEEDED") from error

@@ -190,7 +190,7 @@ def test_status_lists_versions_downwards(site):
         site.client.status("nobody", TIMEOUT_S)
 
 
-def test_any_batch_size_isserved(site):
+def test_any_batch_size_is_served(site):
     inputs = {"dense": np.ones((57, 3), np.float32), "clicks": np.ones((57, 4, 2), np.float32)}
     action = site.client.predict("base", inputs, version=1, timeout_s=TIMEOUT_S).outputs["action"]
     np.testing.assert_array_equal(action, np.full((57, 1), 11, np.float32))
@@ -351,7 +351,7 @@ def test_a_warmup_file_is_replayed(site, model):
 # Changes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_version_isserved_when_it_is_named_and_gone_when_it_is_not(site):
+def test_a_version_is_served_when_it_is_named_and_gone_when_it_is_not(site):
     site.publish("steps", 1)
     site.publish("steps", 2)
     site.serve("steps", 1)
@@ -394,7 +394,7 @@ def test_a_config_that_cannot_be_parsed_changes_nothing(site):
     assert site.states("base") == {1: "AVAILABLE", 2: "AVAILABLE"}
 
 
-def test_reload_returns_when_a_new_model_isserved_and_the_next_poll_of_the_file_overrides_it(site):
+def test_reload_returns_when_a_new_model_is_served_and_the_next_poll_of_the_file_overrides_it(site):
     site.publish("by_rpc", 1)
     entry = ServedModel("by_rpc", str(site.root / "by_rpc"), (1,))
     with_it = render([*site.served.values(), entry])

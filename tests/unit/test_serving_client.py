@@ -118,8 +118,22 @@ def test_a_closed_client_is_unavailable():
 
 
 def test_waiting_for_a_port_that_does_not_open_is_too_late():
-    with ModelServer(f"127.0.0.1:{free_port()}") as server, pytest.raises(TooLate, match=r"within 0\.05 s, found none"):
+    with (
+        ModelServer(f"127.0.0.1:{free_port()}") as server,
+        pytest.raises(TooLate, match=r"within 0\.05 s"),
+    ):
         server.wait_until_ready(0.05)
+
+
+def test_a_refusal_is_a_sign_of_life_but_another_kind_of_server_is_not():
+    def refuse(_request, context):
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec")
+
+    method = protos.MODEL_SERVICE, "GetModelStatus", protos.GetModelStatusRequest, refuse
+    with scripted(*method) as port, ModelServer(f"127.0.0.1:{port}") as server:
+        server.wait_until_ready(TIMEOUT_S)
+    with predicting(echo) as other, pytest.raises(BadRequest, match="UNIMPLEMENTED"):
+        other.wait_until_ready(TIMEOUT_S)
 
 
 def test_answers_beyond_grpcs_usual_four_megabytes_arrive():
