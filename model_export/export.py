@@ -43,7 +43,8 @@ class PolicyModel(tf.Module):
         self.tower = Tower(config, draw)
         self.head = Mlp(draw, "actor", self.tower.width, algorithm.head, self.space.size)
         specs = {i.name: tf.TensorSpec([None, *i.shape], i.dtype, name=i.name) for i in model_inputs(config)}
-        self.serve = tf.function(lambda **inputs: {"action": self(inputs)}).get_concrete_function(**specs)
+        serve = tf.function(lambda **inputs: {"action": self(inputs)}, autograph=False)
+        self.serve = serve.get_concrete_function(**specs)
 
     def __call__(self, inputs: Inputs) -> tf.Tensor:
         return self.space.action(self.head(self.tower(inputs)))  # [B, N]

@@ -81,6 +81,7 @@ class Ddpg(tf.Module):
         draw = drawing(algorithm.seed)
         self.space = ActionSpace(config)
         self.gamma = algorithm.gamma
+        self._policies = max(policies, 1)
         self.tower_trained_by = frozenset(algorithm.tower_trained_by)
         self.tower = Tower(config, draw)
         self.value_head = Mlp(draw, "value", self.tower.width, algorithm.head, 1)
@@ -93,8 +94,9 @@ class Ddpg(tf.Module):
         self.critic_adam = Adam(self.critic_variables, algorithm.learning_rate)
         self.actor_adam = Adam(self.actor_variables, algorithm.actor_learning_rate)
         active = tf.TensorSpec([policies], tf.bool)
-        self.step = tf.function(self._step, input_signature=(batch_spec(config), active))
-        self.evaluate = tf.function(self._evaluate, input_signature=(batch_spec(config).state,))
+        # There is no control flow to translate, and translating takes most of the tracing time.
+        self.step = tf.function(self._step, input_signature=(batch_spec(config), active), autograph=False)
+        self.evaluate = tf.function(self._next, input_signature=(batch_spec(config).state,), autograph=False)
 
     def value(self, hidden: tf.Tensor) -> tf.Tensor:
         return tf.squeeze(self.value_head(hidden), -1)  # [B, H] -> [B]
@@ -150,11 +152,8 @@ class Ddpg(tf.Module):
         """One update. `active` [K]: whose actor may move; the others stay where they are to the last bit."""
         with tf.GradientTape() as critic_tape, tf.GradientTape() as actor_tape:
             losses = self.losses(batch)
-            critic_loss = losses.value + tf.reduce_mean(losses.advantage)
+            critic_loss = losses.value + tf.reduce_sum(losses.advantage) / self._policies  # V and A weigh alike
             actor_loss = tf.reduce_sum(tf.where(active, losses.actor, 0.0))
         self.critic_adam.apply(critic_tape.gradient(critic_loss, self.critic_variables))
         self.actor_adam.apply(actor_tape.gradient(actor_loss, self.actor_variables), moving=tf.reduce_any(active))
         return losses._asdict()
-
-    def _evaluate(self, state: Inputs) -> Evaluation:
-        return self._next(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from pipeline.events import EventError, decode
 from pipeline.features.encoder import Encoder, FeatureError, MissingVector
 from pipeline.records import DecidedBy, Decision, Transition
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TOLERANCE = 1e-6  # of an action's range: JSON and float32 may have rounded an action on a bound
 
 
@@ -37,9 +37,10 @@ def read_transition(payload: bytes) -> Transition | Unusable:
     if transition.discount not in (0.0, 1.0):
         return Unusable("discount", f"expected a discount of 0 or 1, found {transition.discount}")
     if (transition.next_state is None) != (transition.discount == 0):
-        return Unusable("next_state", "expected a next state if and only if discount is 1")
-    if not math.isfinite(np.float32(transition.reward)):
-        return Unusable("reward", f"expected a finite reward, found {transition.reward}")
+        found = "none" if transition.next_state is None else "one"
+        return Unusable("next_state", f"expected a next state if and only if discount is 1, found {found}")
+    if not abs(transition.reward) <= _FLOAT32_MAX:
+        return Unusable("reward", f"expected a reward that fits float32, found {transition.reward}")
     return transition
 
 

@@ -1,0 +1,220 @@
+"""The learner: who trains what, what it converges to, and that nothing is left to chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.config.schema import ActionDimension
+from pipeline.learning.ddpg import ActionSpace, Batch, Ddpg, Losses
+
+ALL = np.array([True, True])
+
+
+def gradients(learner: Ddpg, batch: Batch, loss: str) -> dict[str, list[float | None]]:
+    """By part of the learner the largest |gradient| of each of its variables, None where there is no path."""
+    parts = {
+        "tower": learner.tower,
+        "value": learner.value_head,
+        "advantage": learner.advantage_heads,
+        "actor": learner.actor_heads,
+    }
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(getattr(learner.losses(batch), loss))
+    found = tape.gradient(total, {name: part.trainable_variables for name, part in parts.items()})
+    return {name: [None if g is None else float(tf.reduce_max(tf.abs(g))) for g in gs] for name, gs in found.items()}
+
+
+def trained(learner: Ddpg, batch: Batch, loss: str) -> set[str]:
+    found = gradients(learner, batch, loss)
+    for name, sizes in found.items():
+        assert all(s is None for s in sizes) or all(s is not None for s in sizes), name
+    return {name for name, sizes in found.items() if sizes[0] is not None}
+
+
+@pytest.fixture
+def warm(make_config, make_batch) -> tuple[Ddpg, Batch]:
+    """A learner after some updates, so that no gradient is zero only because a head still is."""
+    learner = Ddpg(make_config(tower_trained_by=("value", "advantage"), learning_rate=0.01))
+    batch = make_batch(
+        64,
+        action=np.random.default_rng(1).uniform(0, 2, (64, 1)).astype("f4"),
+        reward=np.random.default_rng(2).normal(size=64).astype("f4"),
+        discount=np.ones(64, "f4"),
+    )
+    for _ in range(20):
+        learner.step(batch, ALL)
+    return learner, batch
+
+
+def test_each_loss_trains_its_own_part_and_the_tower_where_the_config_says_so(warm) -> None:
+    learner, batch = warm
+    assert trained(learner, batch, "value") == {"tower", "value"}
+    assert trained(learner, batch, "advantage") == {"tower", "advantage"}
+    assert trained(learner, batch, "actor") == {"actor"}
+
+
+@pytest.mark.parametrize("by", [("value",), ("advantage",), ()])
+def test_the_tower_is_trained_by_named_losses_only(make_config, make_batch, by: tuple[str, ...]) -> None:
+    learner = Ddpg(make_config(tower_trained_by=by))
+    for loss in ("value", "advantage"):
+        assert ("tower" in trained(learner, make_batch(), loss)) == (loss in by)
+
+
+def test_one_policys_losses_leave_the_other_policys_heads_alone(warm) -> None:
+    learner, batch = warm
+    heads = [*learner.advantage_heads.trainable_variables, *learner.actor_heads.trainable_variables]
+    with tf.GradientTape() as tape:
+        losses = learner.losses(batch)
+        first = losses.advantage[0] + losses.actor[0]
+    for gradient in tape.gradient(first, heads):
+        assert np.abs(gradient[0]).max() > 0
+        np.testing.assert_array_equal(gradient[1], np.zeros_like(gradient[1]))
+
+
+def test_pages_of_policies_do_not_touch_v(make_config, make_batch) -> None:
+    learner = Ddpg(make_config(tower_trained_by=("value",)))
+    batch = make_batch(reward=np.full(16, 5.0, "f4"), by_baseline=np.zeros(16, "f4"))
+    before = [v.numpy() for v in (*learner.tower.variables, *learner.value_head.variables)]
+    losses = learner.step(batch, ALL)
+    assert float(losses["value"]) == 0
+    assert all(size == 0 for size in gradients(learner, batch, "value")["value"])
+    for old, new in zip(before, (*learner.tower.variables, *learner.value_head.variables), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_v_ignores_policy_pages_that_share_a_batch_with_baseline_pages(make_config, make_batch) -> None:
+    """Same baseline rows, other rows wildly different: V's loss is the mean over the baseline's rows."""
+    learner = Ddpg(make_config())
+    baseline = (np.arange(16) < 8).astype("f4")
+    reward = np.where(baseline == 1, 1.0, 1e6).astype("f4")
+    assert float(learner.losses(make_batch(reward=reward, by_baseline=baseline)).value) == pytest.approx(0.5)
+
+
+# A fresh policy is the baseline ----------------------------------------------------------------------------------
+
+
+ODD = {"action": (ActionDimension("a", 1.1, (0.3, 1.7)), ActionDimension("b", 0.1, (0.1, 0.9)))}
+
+
+def test_a_fresh_policy_is_the_baseline_to_the_last_bit(make_config, make_batch) -> None:
+    config = make_config(ODD)
+    action = Ddpg(config).evaluate(make_batch(1000, seed=5).state).action.numpy()
+    np.testing.assert_array_equal(action, np.broadcast_to(np.array([1.1, 0.1], "f4"), (2, 1000, 2)))
+
+
+def test_a_waiting_actor_stays_at_the_baseline_to_the_last_bit(make_config, make_batch) -> None:
+    learner = Ddpg(make_config(ODD, learning_rate=0.05, actor_learning_rate=0.05))
+    batch = make_batch(
+        dimensions=2, action=np.random.default_rng(1).uniform(0.3, 0.9, (16, 2)).astype("f4"), reward=np.ones(16, "f4")
+    )
+    for _ in range(20):
+        learner.step(batch, np.array([True, False]))
+    moved, waiting = learner.evaluate(batch.state).action.numpy()
+    assert (moved[:, 0] != np.float32(1.1)).all()
+    np.testing.assert_array_equal(waiting, np.broadcast_to(np.array([1.1, 0.1], "f4"), (16, 2)))
+
+
+def test_exported_actions_stay_in_range(make_config) -> None:
+    space = ActionSpace(make_config(ODD))
+    np.testing.assert_array_equal(
+        space.action(tf.constant([[9.0, 9.0], [-9.0, -9.0]])), np.array([[1.7, 0.9], [0.3, 0.1]], "f4")
+    )
+    np.testing.assert_allclose(space.units(np.array([[1.8, 0.5]], "f4")), [[1.0, 1.0]], rtol=1e-6)
+
+
+# What it converges to --------------------------------------------------------------------------------------------
+
+
+def value_after(make_config, make_batch, discount: float) -> float:
+    """V of the only state after reward 1 forever, with gamma .8."""
+    learner = Ddpg(make_config(gamma=0.8, learning_rate=0.02))
+    state = {"dense": np.ones((16, 1), "f4")}
+    batch = make_batch(state=state, next_state=state, reward=np.ones(16, "f4"), discount=np.full(16, discount, "f4"))
+    for _ in range(600):
+        learner.step(batch, ~ALL)
+    return float(learner.evaluate(state).value[0])
+
+
+def test_reward_one_forever_is_worth_one_over_one_minus_gamma(make_config, make_batch) -> None:
+    assert value_after(make_config, make_batch, discount=1.0) == pytest.approx(5.0, rel=0.02)
+
+
+def test_gamma_applied_twice_would_be_noticed(make_config, make_batch) -> None:
+    wrong = value_after(make_config, make_batch, discount=0.8)
+    assert wrong == pytest.approx(1 / (1 - 0.64), rel=0.02)
+    assert wrong != pytest.approx(5.0, rel=0.02)
+
+
+def bandit(make_config, make_batch, optimum: float) -> Ddpg:
+    """One-page sessions, reward -(a - optimum)^2; a third of the pages are the baseline's, the others explore."""
+    learner = Ddpg(make_config(head=(32,), learning_rate=0.005, actor_learning_rate=0.005))
+    rng = np.random.default_rng(0)
+    for i in range(800):
+        by_baseline = (np.arange(48) % 3 == 0).astype("f4")
+        action = np.where(by_baseline == 1, 1.0, np.clip(rng.normal(1.0, 0.5, 48), 0, 2)).astype("f4")
+        batch = make_batch(
+            48, seed=i, action=action[:, None], reward=-((action - optimum) ** 2), by_baseline=by_baseline
+        )
+        learner.step(batch, np.array([True, True]))
+    return learner
+
+
+def advantages(learner: Ddpg, state: dict[str, np.ndarray], grid: np.ndarray) -> np.ndarray:
+    """A_k of each action of a grid, averaged over states: [K, grid]."""
+    part = learner.advantage_heads.of_state(learner.tower(state))
+    n = len(state["dense"])
+    columns = [learner.advantage_heads(part, learner.space.units(np.full((n, 1), a, "f4"))) for a in grid]
+    return np.stack([np.mean(c, axis=1) for c in columns], axis=1)
+
+
+def test_the_actor_finds_an_optimum_away_from_the_baseline(make_config, make_batch) -> None:
+    learner = bandit(make_config, make_batch, optimum=1.3)
+    found = learner.evaluate(make_batch(200, seed=99).state)
+    np.testing.assert_allclose(np.mean(found.action, axis=1), 1.3, atol=0.06)
+    np.testing.assert_allclose(found.action, 1.3, atol=0.2)
+    np.testing.assert_allclose(found.value, -0.09, atol=0.03)  # the baseline's value, not the policies'
+    np.testing.assert_allclose(np.mean(found.advantage, axis=1), 0.09, atol=0.03)  # better, by what it is better
+
+
+def test_where_the_baseline_is_best_a_says_so(make_config, make_batch) -> None:
+    learner = bandit(make_config, make_batch, optimum=1.0)
+    state = make_batch(200, seed=99).state
+    grid = np.linspace(0, 2, 41).astype("f4")
+    best = grid[advantages(learner, state, grid).argmax(axis=1)]
+    np.testing.assert_allclose(best, 1.0, atol=0.1001)
+    np.testing.assert_allclose(np.mean(learner.evaluate(state).action, axis=1), 1.0, atol=0.06)
+
+
+# Nothing left to chance ------------------------------------------------------------------------------------------
+
+
+def weights_after(make_config, make_batch, seed: int) -> list[np.ndarray]:
+    learner = Ddpg(make_config(seed=seed))
+    for i in range(5):
+        learner.step(make_batch(seed=i, reward=np.full(16, 1.0, "f4")), ALL)
+    return [v.numpy() for v in learner.variables]
+
+
+def test_same_seed_same_weights_to_the_last_bit(make_config, make_batch) -> None:
+    one, same, other = (weights_after(make_config, make_batch, seed) for seed in (3, 3, 4))
+    for a, b in zip(one, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(one, other, strict=True))
+
+
+def test_a_config_of_baselines_only_still_learns_v(make_config, make_batch) -> None:
+    learner = Ddpg(make_config(policies=0))
+    losses = learner.step(make_batch(reward=np.ones(16, "f4")), np.zeros(0, bool))
+    assert Losses(**losses).advantage.shape == (0,)
+    assert float(losses["value"]) == pytest.approx(0.5)
+    assert np.isfinite(learner.evaluate(make_batch().state).value).all()
+
+
+@pytest.mark.parametrize("head", [(), (8,), (8, 8)])
+def test_heads_of_any_depth(make_config, make_batch, head: tuple[int, ...]) -> None:
+    learner = Ddpg(make_config(head=head))
+    for _ in range(3):
+        losses = learner.step(make_batch(reward=np.ones(16, "f4")), ALL)
+    assert all(np.isfinite(x).all() for x in losses.values())

@@ -1,0 +1,194 @@
+"""Candidates: the served action is the learner's, and the folder holds all that the version controller reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+from model_export.candidate import MODEL, PARAMETERS, WARM_UP, read_candidate
+from model_export.export import Exporter, bootstrap
+from pipeline.config.schema import (
+    Bits,
+    Conv1d,
+    ConvLayer,
+    Dense,
+    DynamicVocabulary,
+    ExternalTable,
+    FeatureConfig,
+    GraphTable,
+    HashedId,
+    IdFeature,
+    Missing,
+    Publish,
+    Sequence,
+    ZScore,
+)
+from pipeline.events import encode
+from pipeline.features.encoder import Encoder
+from pipeline.features.inputs import model_inputs
+from pipeline.features.snapshot import Snapshot
+from pipeline.learning.training import Training
+from pipeline.logs.log import Record
+from pipeline.records import DecidedBy, State
+
+FEATURES = {
+    "features": (
+        Dense("x", "user.x", zscore=ZScore(min_count=5)),
+        Dense("rate", "user.rate", transform="logit", missing=Missing(fill="mean", indicator=True)),
+        IdFeature("city", "user.city", "cities"),
+        HashedId("device", "context.device", buckets=5, dim=3),
+        Bits("seen", "user.seen", width=4),
+        Sequence("clicks", "user.clicks", "items", 3, Conv1d((ConvLayer(7, 2),)), missing=Missing()),
+    ),
+    "embeddings": {"cities": GraphTable(2, DynamicVocabulary(10)), "items": ExternalTable(2, "e1")},
+    "publish": Publish(probes=5),
+}
+
+
+class Vectors:
+    def vectors(self, table: str, epoch: str, ids: SequenceOf[str]) -> list[bytes | None]:
+        return [None if i == "9" else np.array([int(i), 1], "<f4").tobytes() for i in ids]
+
+
+def raw_state(i: int) -> State:
+    rng = np.random.default_rng(i)
+    clicks = tuple(int(x) for x in rng.integers(10, size=i % 5))
+    user = {"x": float(rng.normal()), "city": int(rng.integers(20)), "seen": int(rng.integers(16)), "clicks": clicks}
+    return State(user=user if i % 2 else {**user, "rate": 0.25}, context={"device": f"d{i}"})
+
+
+@pytest.fixture(scope="module")
+def config(make_config) -> FeatureConfig:
+    return make_config(FEATURES, updates_per_transition=0.5, actor_learning_rate=0.05, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def training(config, make_transition) -> Training:
+    training = Training(config, Encoder(config, Vectors()))
+    for i in range(140):
+        following = None if i % 4 == 3 else raw_state(i + 1)
+        transition = make_transition(i, state=raw_state(i), next_state=following)
+        assert training.ingest(Record(0, i, i, "k", encode(transition))) is None
+    return training
+
+
+@pytest.fixture(scope="module")
+def exported(config, training, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    staging = tmp_path_factory.mktemp("staging")
+    return {path.parent.name: path for path in Exporter(config, staging)(training, created_ms=42)}
+
+
+def served(model: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return tf.saved_model.load(str(model)).signatures["serving_default"](**inputs)["action"].numpy()
+
+
+@pytest.mark.parametrize("policy", ["p1", "p2"])
+def test_the_served_action_is_the_learners(config, training, exported, policy: str) -> None:
+    candidate = read_candidate(exported[policy])
+    snapshot = Snapshot.from_bytes((exported[policy] / MODEL / PARAMETERS).read_bytes(), config)
+    encoder = Encoder(config, Vectors())  # what another process would do with what is in the folder
+    rows = encoder.stack([encoder.prepare(probe.state) for probe in candidate.probes])
+    action = served(exported[policy] / MODEL, encoder.finish(rows, snapshot))
+    np.testing.assert_allclose(action, [probe.action for probe in candidate.probes], rtol=0, atol=1e-6)
+    assert (action != 1).any()  # it learned something
+    k = config.learned_policies().index(policy)
+    expected = training.learner.evaluate(encoder.finish(rows, training.snapshot)).action[k]
+    np.testing.assert_allclose(action, expected, rtol=0, atol=1e-6)
+
+
+def test_one_row_gives_what_a_batch_gives(config, training, exported) -> None:
+    encoder = Encoder(config, Vectors())
+    rows = encoder.stack([encoder.prepare(raw_state(i)) for i in range(8)])
+    inputs = encoder.finish(rows, training.snapshot)
+    serve = tf.saved_model.load(str(exported["p1"] / MODEL)).signatures["serving_default"]
+    one_by_one = [serve(**{n: x[i : i + 1] for n, x in inputs.items()})["action"][0] for i in range(8)]
+    np.testing.assert_allclose(serve(**inputs)["action"], one_by_one, rtol=0, atol=1e-6)
+
+
+def test_the_signature_is_that_of_the_config(config, exported) -> None:
+    signature = tf.saved_model.load(str(exported["p1"] / MODEL)).signatures["serving_default"]
+    found = {n: (s.dtype.name, tuple(s.shape)) for n, s in signature.structured_input_signature[1].items()}
+    assert found == {i.name: (i.dtype, (None, *i.shape)) for i in model_inputs(config)}
+    assert {n: tuple(s.shape) for n, s in signature.structured_outputs.items()} == {"action": (None, 1)}
+
+
+def test_no_part_of_the_critic_is_exported(config, training, exported) -> None:
+    reader = tf.train.load_checkpoint(str(exported["p1"] / MODEL / "variables" / "variables"))
+    names = {n.split("/.ATTR")[0] for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")}
+    assert names
+    assert all(name.startswith(("tower/", "head/")) for name in names)
+    assert len(names) == len(training.learner.tower.variables) + len(training.learner.actor_heads.variables)
+
+
+def test_warm_up_requests_can_be_replayed(config, exported) -> None:
+    serve = tf.saved_model.load(str(exported["p1"] / MODEL)).signatures["serving_default"]
+    records = list(tf.data.TFRecordDataset(str(exported["p1"] / MODEL / WARM_UP)).as_numpy_iterator())
+    assert records
+    for record in records:
+        request = PredictionLog.FromString(record).predict_log.request
+        assert (request.model_spec.name, request.model_spec.signature_name) == ("feed_p1", "serving_default")
+        assert not request.output_filter  # agents ask for everything
+        action = serve(**{name: tf.make_ndarray(proto) for name, proto in request.inputs.items()})["action"]
+        assert action.shape == (1, 1)
+
+
+def test_a_candidate_says_what_it_learned_from(training, exported) -> None:
+    candidate = read_candidate(exported["p2"])
+    assert candidate.id == "000000000140"
+    assert (candidate.created_ms, candidate.transitions, candidate.explored) == (42, 140, 46)
+    assert (candidate.first_transition, candidate.last_transition) == ("r0@1", "r139@1")
+    assert candidate.updates == training.progress.updates == 64
+    assert candidate.pages == {"policy": 46}
+    assert {"value_loss", "advantage_loss", "actor_loss", "q_abs", "diverged"} <= candidate.losses.keys()
+    assert candidate.value_mean is not None
+    assert candidate.advantage_mean is not None
+    assert len(candidate.probes) == 5
+
+
+def test_probes_are_states_of_the_baselines_pages_with_their_lookups(exported) -> None:
+    baseline_states = [raw_state(i) for i in range(0, 140, 3)]
+    for probe in read_candidate(exported["p1"]).probes:
+        raw = next(s for s in baseline_states if s.user == probe.state.user)
+        assert raw.context == probe.state.context
+        hits = tuple(i != 9 for i in raw.user["clicks"][-3:])
+        assert probe.state.lookups["clicks"].hits == hits
+
+
+def test_a_candidate_that_is_there_is_left_alone(config, training, exported) -> None:
+    before = (exported["p1"] / "candidate.json").read_bytes()
+    Exporter(config, exported["p1"].parents[1])(training, created_ms=43)
+    assert (exported["p1"] / "candidate.json").read_bytes() == before
+
+
+def test_the_bootstrap_is_exactly_the_baseline(config, tmp_path: Path) -> None:
+    paths = bootstrap(config, tmp_path, created_ms=1)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["p1/000000000000", "p2/000000000000"]
+    for path in paths:
+        candidate = read_candidate(path)
+        assert candidate.first_transition is None
+        assert candidate.last_transition is None
+        assert candidate.advantage_mean is None  # no state is covered yet
+        assert [probe.action for probe in candidate.probes] == [(1.0,)]
+        encoder = Encoder(config, Vectors())
+        rows = encoder.stack([encoder.prepare(raw_state(i)) for i in range(30)])
+        action = served(path / MODEL, encoder.finish(rows, Snapshot.initial(config)))
+        np.testing.assert_array_equal(action, np.ones((30, 1), "f4"))
+
+
+def test_fallback_pages_are_counted_apart(config, make_transition, tmp_path: Path) -> None:
+    training = Training(config, Encoder(config, Vectors()))
+    for i in (1, 2, 4):
+        t = make_transition(i, state=raw_state(i), next_state=raw_state(i))
+        if i == 4:
+            decision = type(t.decision)(DecidedBy.FALLBACK, "p1", "bucket", fallback_reason="timeout")
+            t = make_transition(i, state=raw_state(i), next_state=raw_state(i), decision=decision)
+        training.ingest(Record(0, i, i, "k", encode(t)))
+    path = Exporter(config, tmp_path)(training, created_ms=1)[0]
+    candidate = read_candidate(path)
+    assert candidate.pages == {"policy": 1, "fallback": 1}
+    assert candidate.explored == 1

@@ -1,0 +1,77 @@
+"""Networks from configs: what padding may not do, and where weights come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.config.schema import (
+    Bits,
+    Conv1d,
+    ConvLayer,
+    Dense,
+    DynamicVocabulary,
+    ExternalTable,
+    GraphTable,
+    HashedId,
+    IdFeature,
+    Missing,
+    Sequence,
+)
+from pipeline.features.inputs import model_inputs
+from pipeline.learning.networks import Linear, SequenceEncoder, Tower, drawing
+
+ALL_KINDS = {
+    "features": (
+        Dense("x", "user.x", missing=Missing(fill="mean", indicator=True)),
+        IdFeature("city", "user.city", "cities"),
+        HashedId("device", "context.device", buckets=5, dim=3),
+        Bits("seen", "user.seen", width=4),
+        Sequence("clicks", "user.clicks", "items", 6, Conv1d((ConvLayer(7, 3),)), missing=Missing()),
+    ),
+    "embeddings": {"cities": GraphTable(2, DynamicVocabulary(10)), "items": ExternalTable(4, "e1")},
+}
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_padding_counts_for_nothing(pool: str) -> None:
+    encoder = SequenceEncoder(drawing(1), "s", dim=3, layers=(ConvLayer(4, 3), ConvLayer(5, 2)), pool=pool)
+    encoder.biases[0].assign(tf.ones(4))  # a bias must not make padding speak
+    x = np.random.default_rng(0).normal(size=(1, 6, 3)).astype("f4")
+    mask = np.array([[1, 1, 1, 0, 0, 0]], "f4")
+    noisy = x + (1 - mask)[:, :, None] * 100
+    np.testing.assert_array_equal(encoder(x, mask), encoder(noisy, mask))
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_a_sequence_of_padding_only_gives_zeros(pool: str) -> None:
+    encoder = SequenceEncoder(drawing(1), "s", dim=3, layers=(ConvLayer(4, 3),), pool=pool)
+    encoder.biases[0].assign(tf.ones(4))
+    np.testing.assert_array_equal(encoder(np.ones((2, 6, 3), "f4"), np.zeros((2, 6), "f4")), np.zeros((2, 4)))
+
+
+def test_a_tower_of_every_kind_of_feature(make_config) -> None:
+    config = make_config(ALL_KINDS, tower=(9,))
+    tower = Tower(config, drawing(1))
+    inputs = {i.name: tf.ones([3, *i.shape], i.dtype) for i in model_inputs(config)}
+    assert tower(inputs).shape == (3, 9)
+    assert tower.layers[0].kernel.shape[0] == 2 + 2 + 3 + 4 + 7
+    with tf.GradientTape() as tape:
+        out = tf.reduce_sum(tower(inputs))
+    assert all(g is not None for g in tape.gradient(out, tower.trainable_variables))
+
+
+def test_draws_depend_on_seed_and_name_only() -> None:
+    one = drawing(7)("w", (3, 4), 1.0).numpy()
+    np.testing.assert_array_equal(one, drawing(7)("w", (3, 4), 1.0).numpy())
+    assert (one != drawing(8)("w", (3, 4), 1.0).numpy()).any()
+    assert (one != drawing(7)("v", (3, 4), 1.0).numpy()).any()
+    np.testing.assert_allclose(one[0, :2], [0.9925146, 0.5142950], rtol=1e-6)  # the same on any machine
+
+
+def test_stacked_layers_are_separate_layers() -> None:
+    stacked = Linear(drawing(1), "w", 3, 2, stack=4)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("f4")
+    separate = [x @ stacked.kernel[k].numpy() + stacked.bias[k].numpy() for k in range(4)]
+    np.testing.assert_allclose(stacked(x), separate, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,209 @@
+"""The trainer on a log: the same weights however it is read, nothing lost, and one owner."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.config.schema import FeatureConfig, Publish
+from pipeline.events import decode, encode
+from pipeline.learning.errors import CheckpointError, TrainerError
+from pipeline.learning.progress import Progress
+from pipeline.learning.trainer import Pace, train
+from pipeline.learning.training import Training
+from pipeline.learning.workdir import locked
+from pipeline.logs.files import FileLog
+from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError
+from pipeline.records import DeadLetter
+
+N = 300
+Weights = dict[str, np.ndarray]
+OFTEN = {"publish": Publish(every=0, min_transitions=1)}
+
+
+@pytest.fixture
+def config(make_config) -> FeatureConfig:
+    return make_config(replay=100, updates_per_transition=0.125)
+
+
+@pytest.fixture
+def write(tmp_path: Path, make_transition) -> Callable[..., str]:
+    """A closed log of `numbers` of the feed, plus extra payloads at the end; its URL."""
+
+    def write(numbers: Iterable[int] = range(N), extra: tuple[bytes, ...] = (), name: str = "log") -> str:
+        log = FileLog(tmp_path / name)
+        log.create(TRANSITIONS, 3)
+        entries = [Entry(f"s{i // 4}", encode(make_transition(i)), 1_000 + at) for at, i in enumerate(numbers)]
+        entries += [Entry("odd", payload, 10_000) for payload in extra]
+        log.append(TRANSITIONS, entries)
+        log.close()
+        return f"file://{tmp_path / name}"
+
+    return write
+
+
+def weights(work_dir: Path) -> Weights:
+    """Every variable and optimiser slot of the newest checkpoint."""
+    newest = max((work_dir / "checkpoints").glob("0*"))
+    reader = tf.train.load_checkpoint(str(newest / "model"))
+    names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
+    assert len(names) > 20
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same(a: Weights, b: Weights) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def run(config: FeatureConfig, url: str, work_dir: Path, **options: Any) -> Progress:
+    return train(config, url, work_dir, until_idle=True, **options)
+
+
+def test_every_transition_is_learned_from_once(config, write, tmp_path: Path) -> None:
+    url = write([*range(N), 7, 8, 9])
+    progress = run(config, url, tmp_path / "work")
+    assert (progress.ingested, progress.duplicates, progress.refused) == (N, 3, {})
+    assert progress.updates == N // 64 * 8
+    assert progress.explored == {"p1": 100, "p2": 100}
+    again = run(config, url, tmp_path / "work")
+    assert again == progress
+
+
+def test_neither_poll_sizes_nor_checkpoints_nor_candidates_reach_the_weights(
+    config, make_config, write, tmp_path: Path
+) -> None:
+    url, taken = write(), []
+    run(config, url, tmp_path / "a")
+    often = make_config(OFTEN, replay=100, updates_per_transition=0.125)
+
+    def take(training: Training, created_ms: int) -> None:
+        taken.append(training.progress.ingested)
+
+    run(often, url, tmp_path / "b", export=take, pace=Pace(poll=7, checkpoint_every=30))
+    assert len(taken) > 30
+    assert taken[-1] == N
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_stopping_and_resuming_changes_nothing(config, make_config, write, tmp_path: Path) -> None:
+    url = write()
+    whole = run(config, url, tmp_path / "whole")
+    often = make_config(OFTEN, replay=100, updates_per_transition=0.125)
+    for stop_at in (50, 130, 200):  # within rounds
+        stop = threading.Event()
+
+        def halt(training: Training, _: int, stop: threading.Event = stop, stop_at: int = stop_at) -> None:
+            if training.progress.ingested >= stop_at:
+                stop.set()
+
+        progress = run(often, url, tmp_path / "parts", export=halt, stop=stop, pace=Pace(poll=10))
+        assert stop_at <= progress.ingested < stop_at + 20
+    progress = run(config, url, tmp_path / "parts")
+    assert (progress.ingested, progress.updates, progress.owed) == (whole.ingested, whole.updates, whole.owed)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_other_transitions_give_other_weights(config, write, tmp_path: Path) -> None:
+    """So that the comparisons above mean something."""
+    run(config, write(), tmp_path / "a")
+    run(config, write(range(1, N + 1), name="other"), tmp_path / "b")
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any((a[name] != b[name]).any() for name in a)
+
+
+def test_what_is_refused_becomes_a_dead_letter(config, write, make_transition, tmp_path: Path) -> None:
+    wrong = encode(make_transition(1, id="wrong", discount=0.5))
+    progress = run(config, write(range(70), extra=(b"{", wrong)), tmp_path / "work")
+    assert progress.ingested == 70
+    assert progress.refused == {"malformed": 1, "discount": 1}
+    log = FileLog(tmp_path / "log")
+    letters = [decode(r.payload, DeadLetter) for r in log.read(DEAD_LETTERS, 0, 0, 10)]
+    assert [(x.reason, x.payload) for x in letters] == [("malformed", b"{"), ("discount", wrong)]
+    partition, offset = letters[0].id.removeprefix("transitions/").split(":")
+    assert log.read(TRANSITIONS, int(partition), int(offset), 1)[0].payload == b"{"
+
+
+def test_metrics_have_a_line_per_round(config, write, tmp_path: Path) -> None:
+    run(config, write(), tmp_path / "work")
+    lines = [msgspec.json.decode(line) for line in (tmp_path / "work" / "metrics.jsonl").read_bytes().splitlines()]
+    assert [line["transitions"] for line in lines] == [64, 128, 192, 256]
+    assert [line["updates"] for line in lines] == [8, 16, 24, 32]
+    assert lines[-1]["diverged"] == 0
+    assert {"value_loss", "advantage_loss/p1", "q_abs/p2", "action_mean/p1/a"} <= lines[-1].keys()
+
+
+def test_actors_wait_until_their_policy_has_explored(make_config, write, tmp_path: Path) -> None:
+    def final_actions(training: Training, _: int) -> None:
+        state = {"dense": np.linspace(-2, 2, 50, dtype="f4")[:, None]}
+        actions.append(training.learner.evaluate(state).action.numpy())
+
+    actions: list[np.ndarray] = []
+    url = write()
+    for after in (100, 80):  # each policy explored 100 pages in all, 85 of them by the end of the last round
+        run(make_config(actor_after=after), url, tmp_path / str(after), export=final_actions)
+    waiting, moving = actions
+    np.testing.assert_array_equal(waiting, np.ones((2, 50, 1), "f4"))
+    assert (moving != 1).any()
+
+
+# The work directory ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_trainer_is_refused(config, write, tmp_path: Path) -> None:
+    with locked(tmp_path / "work"), pytest.raises(TrainerError, match=r"expected no other trainer.*found process \d+"):
+        run(config, write(range(3)), tmp_path / "work")
+
+
+def test_a_checkpoint_of_another_config_is_refused(config, make_config, write, tmp_path: Path) -> None:
+    url = write(range(70))
+    run(config, url, tmp_path / "work")
+    with pytest.raises(CheckpointError, match=r'algorithm: expected .*"gamma":0\.7.*found .*"gamma":0\.5'):
+        run(make_config(gamma=0.7, replay=100, updates_per_transition=0.125), url, tmp_path / "work")
+
+
+def test_a_damaged_checkpoint_is_put_aside_with_a_warning(
+    config, write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = write()
+    run(config, url, tmp_path / "work", pace=Pace(checkpoint_every=100))
+    expected = weights(tmp_path / "work")
+    newest = max((tmp_path / "work" / "checkpoints").glob("0*"))
+    data = newest / "model.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-8] + bytes(8))
+    with caplog.at_level(logging.WARNING):
+        progress = run(config, url, tmp_path / "work")
+    assert "using the one before it" in caplog.text
+    assert progress.ingested == N
+    assert_same(weights(tmp_path / "work"), expected)
+
+
+def test_a_log_that_forgot_is_survived_with_a_warning(
+    config, make_transition, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = FileLog(tmp_path / "log")
+    log.create(TRANSITIONS, 1)
+    log.append(TRANSITIONS, [Entry("k", encode(make_transition(i)), i) for i in range(80)])
+    url = f"file://{tmp_path / 'log'}"
+    run(config, url, tmp_path / "work")
+    log.append(TRANSITIONS, [Entry("k", encode(make_transition(i)), i) for i in range(80, 150)])
+    read = FileLog.read
+    monkeypatch.setattr(FileLog, "read", lambda self, t, p, offset, limit: read(self, t, p, max(offset, 30), limit))
+    with caplog.at_level(logging.WARNING):
+        progress = run(config, url, tmp_path / "work")
+    assert "30 transitions of the replay are no longer in the log" in caplog.text
+    assert progress.ingested == 150
+
+
+def test_no_transitions_topic_is_an_error_of_a_bounded_run(config, tmp_path: Path) -> None:
+    with pytest.raises(LogError):
+        run(config, f"file://{tmp_path / 'nothing'}", tmp_path / "work")
