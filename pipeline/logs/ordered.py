@@ -73,7 +73,7 @@ class OrderedReader:
         """At most `limit` records, next in the order; empty when none can be given out yet. Never blocks."""
         self._idle_ms = self._clock_ms() - self._skew_ms  # the clock first, then the ends: see above
         for partition in self._partitions:
-            partition.end = self._log.end_offset(self._topic, partition.number)
+            partition.end = self._end(partition)
         released: list[Record] = []
         while len(released) < limit:
             for partition in self._partitions:
@@ -98,6 +98,14 @@ class OrderedReader:
     def caught_up(self) -> bool:
         """Whether all was given out that the log held when it was last polled."""
         return all(not partition.held and partition.at_end for partition in self._partitions)
+
+    def _end(self, partition: _Partition) -> int:
+        end = self._log.end_offset(self._topic, partition.number)
+        if partition.position > end:
+            found = f"offset {partition.position} is past the end, {end}"
+            message = f"topic {self._topic!r}, partition {partition.number}: {found}; the log was cut or replaced"
+            raise LogError(message)
+        return end
 
     def _release(self, limit: int) -> list[Record]:
         heap = [(p.held[0].appended_at_ms, p.number) for p in self._partitions if p.held]

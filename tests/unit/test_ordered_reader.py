@@ -213,6 +213,11 @@ def test_caught_up_is_of_the_last_poll() -> None:
     assert live.caught_up()
 
 
+def test_a_log_that_was_cut_is_an_error_not_an_idle_log() -> None:
+    with pytest.raises(LogError, match="partition 1: offset 5 is past the end, 1"):
+        reader(MemoryLog([1], [2]), positions={1: 5}).poll(1)
+
+
 def test_positions_of_another_log_are_refused() -> None:
     with pytest.raises(LogError, match=r"1 partitions, but positions are given for \[2\]"):
         reader(MemoryLog([1]), positions={0: 0, 2: 5})

@@ -1,0 +1,114 @@
+"""SIGKILL at any moment loses nothing and writes nothing twice; SIGTERM ends the stream after its bundle."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.logs.files import FileLog
+from pipeline.logs.log import EVENTS, OUTPUTS, Entry
+from pipeline.streaming.outputs import end_offsets, identity, read_all
+from pipeline.streaming.run import run_stream
+from pipeline.streaming.snapshot import SnapshotFile
+
+SCRIPT = Path(__file__).with_name("stream_process.py")
+PATIENCE_S = 120
+Outputs = Callable[[FileLog], dict[str, list[bytes]]]
+
+
+class Place:
+    """A folder with a config and a log, and streams started on it."""
+
+    def __init__(self, folder: Path, config: FeatureConfig, entries: list[Entry]) -> None:
+        folder.mkdir()
+        self._folder, self.state, self.url = folder, folder / "state", f"file://{folder}/log"
+        (folder / "config.json").write_bytes(msgspec.json.encode(config))
+        self.log = FileLog(folder / "log")
+        self.log.create(EVENTS, 3)
+        self.log.append(EVENTS, entries)
+        for topic in OUTPUTS:
+            self.log.create(topic, 2)
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, SCRIPT, self._folder / "config.json", self.url, self.state]
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def written(self) -> int:
+        return sum(end for topic in OUTPUTS for end in end_offsets(self.log, topic).values())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
+
+
+def test_killed_three_times_it_writes_each_output_once(
+    tmp_path: Path, config: FeatureConfig, traffic: Callable[..., list[Entry]], outputs: Outputs
+) -> None:
+    entries = traffic(7, 250)
+    whole = Place(tmp_path / "whole", config, entries)
+    run_stream(config, whole.url, whole.state, until_idle=True, stop=threading.Event())
+    total = whole.written()
+
+    killed = Place(tmp_path / "killed", config, entries)
+    rng = random.Random(20)
+    for share in sorted(rng.uniform(0.02, 0.9) for _ in range(3)):
+        child = killed.start()
+        wait_for(lambda share=share, child=child: killed.written() >= share * total or child.poll() is not None)
+        assert child.poll() is None, f"it was done before it could be killed: {child.communicate()}"
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    assert killed.written() < total
+
+    child = killed.start()
+    said, complaints = child.communicate(timeout=PATIENCE_S)
+    assert (said, complaints) == (f"{len(entries)}\n", "")
+    names = [(topic, identity(topic, record.payload)) for topic in OUTPUTS for record in read_all(killed.log, topic)]
+    assert len(names) == len(set(names))
+    assert outputs(killed.log) == outputs(whole.log)
+
+
+def test_sigterm_takes_a_snapshot_and_ends_it(
+    tmp_path: Path, config: FeatureConfig, traffic: Callable[..., list[Entry]], outputs: Outputs
+) -> None:
+    place = Place(tmp_path / "term", config, traffic(8, 250))
+    child = place.start()
+    wait_for(lambda: place.written() > 0)
+    child.send_signal(signal.SIGTERM)
+    said, complaints = child.communicate(timeout=PATIENCE_S)
+    assert (child.returncode, said, complaints) == (0, "stopped\n", "")
+    snapshot = SnapshotFile(place.state).load()
+    assert snapshot is not None
+    assert snapshot.sinks == {topic: end_offsets(place.log, topic) for topic in OUTPUTS}
+
+
+def test_a_stream_that_never_idles_ends_on_its_stop(
+    tmp_path: Path, config: FeatureConfig, traffic: Callable[..., list[Entry]]
+) -> None:
+    """Live: events that come while it runs are processed; the stop alone ends it."""
+    place = Place(tmp_path / "live", config, traffic(9, 20))
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=run_stream, args=(config, place.url, place.state), kwargs={"until_idle": False, "stop": stop}
+    )
+    thread.start()
+    try:
+        wait_for(lambda: place.written() > 100)
+        before = place.written()
+        place.log.append(EVENTS, [Entry("k", b"one more")])
+        wait_for(lambda: place.written() > before)
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()
