@@ -18,7 +18,7 @@ from pipeline.logs.log import (
     TRANSITIONS,
     EventLog,
 )
-from pipeline.streaming.outputs import identity, page_identity, read_all
+from pipeline.streaming.outputs import Identity, identity, page_identity, read_all
 from pipeline.streaming.snapshot import SESSION_STATE, SESSIONS_STEP, Snapshot, SnapshotFile, session_state
 from pipeline.transitions.session import open_events
 
@@ -47,6 +47,11 @@ class _Discount(Struct):
     discount: float
 
 
+def _is_raw(dead_letter: bytes) -> bool:
+    """Whether it was an event; the trainer's dead letters are transitions, `transitions/partition:offset`."""
+    return "/" not in msgspec.json.decode(dead_letter, type=Identity).id
+
+
 def count(log: EventLog, state_dir: Path) -> Counts:
     """Counts as of the last snapshot (the outputs of a running stream are a little ahead of it)."""
     snapshot = SnapshotFile(state_dir).load()
@@ -58,7 +63,7 @@ def count(log: EventLog, state_dir: Path) -> Counts:
         duplicate=len(_distinct(log, DUPLICATES)),
         late=len(_distinct(log, LATE)),
         orphan=len(_distinct(log, ORPHANS)),
-        dead=len(_distinct(log, DEAD_LETTERS)),
+        dead=sum(_is_raw(payload) for payload in _distinct(log, DEAD_LETTERS)),
         open=_open(snapshot) if snapshot else 0,
         pages=len(pages),
         sessions=len({page.impression.session_id for page in pages}),

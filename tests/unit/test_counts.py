@@ -1,0 +1,23 @@
+"""What counts as what: the balance of events is over raw events only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.events import encode
+from pipeline.logs.log import DEAD_LETTERS, OUTPUTS, Entry
+from pipeline.logs.opening import open_log
+from pipeline.records import DeadLetter
+from pipeline.streaming.counts import count
+
+
+@pytest.mark.parametrize(("letter_id", "dead"), [("0:7", 1), ("transitions/0:7", 0)])
+def test_a_transition_that_the_trainer_refused_is_no_lost_event(tmp_path: Path, letter_id: str, dead: int) -> None:
+    log = open_log(f"file://{tmp_path}/log")
+    for topic in OUTPUTS:
+        log.create(topic, 1)
+    letter = DeadLetter(letter_id, "malformed", "", 5, "s", b"x")
+    log.append(DEAD_LETTERS, [Entry("s", encode(letter)), Entry("s", encode(letter))])
+    assert count(log, tmp_path / "state").dead == dead
