@@ -113,6 +113,11 @@ class FileLog:
         with self._mutex, explained(self._partition_folder(topic, partition)):
             return self._tail(topic, partition).catch_up().offset
 
+    def sync(self) -> None:
+        with self._mutex, explained(self._directory):
+            for writer in self._writers.values():
+                writer.sync()
+
     def close(self) -> None:
         with self._mutex:
             resources: list[_Writer | Tail | Cursor] = [*self._writers.values(), *self._tails.values()]
@@ -198,6 +203,10 @@ class _Writer:
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
+    def sync(self) -> None:
+        if self._fd >= 0:
+            os.fsync(self._fd)
+
     def close(self) -> None:
         self._leave()
         os.close(self._lock)
@@ -233,7 +242,7 @@ class _Writer:
         while view:
             view = view[os.write(self._fd, view) :]
         if self._fsync == "append":
-            os.fsync(self._fd)
+            self.sync()
 
     def _open_segment(self) -> None:
         """Make sure that the last segment is open, has room, and ends in a newline."""
@@ -258,8 +267,8 @@ class _Writer:
         self._tail.catch_up()
 
     def _leave(self) -> None:
+        self.sync()
         if self._fd >= 0:
-            os.fsync(self._fd)
             os.close(self._fd)
         self._fd = -1
 

@@ -55,4 +55,7 @@ class EventLog(Protocol):
     def end_offset(self, topic: str, partition: int) -> int:
         """The offset that the next record will get."""
 
+    def sync(self) -> None:
+        """Force to the disk what was appended, whatever the engine's settings: before a snapshot relies on it."""
+
     def close(self) -> None: ...

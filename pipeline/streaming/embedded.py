@@ -28,6 +28,7 @@ from pipeline.streaming.keyed import KeyedState
 from pipeline.streaming.progress import Progress, Timer
 from pipeline.streaming.sources import Batch
 
+_WINDOW = GlobalWindow()
 _BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
 
 
@@ -152,8 +153,7 @@ class _Loop:
     def _fire(self, step: Step, timer: Timer) -> None:
         due_ms, name, key, tag = timer
         assert step.state is not None
-        fire = naming(step.label, step.runner.process_user_timer)
-        fire(step.state.specs[name], key, GlobalWindow(), _timestamp(due_ms), PANE_INFO_UNKNOWN, tag)
+        step.fire(step.state.specs[name], key, _WINDOW, _timestamp(due_ms), PANE_INFO_UNKNOWN, tag)
 
     def _each(self, method: str) -> None:
         for step in self._graph.steps:

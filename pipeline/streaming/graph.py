@@ -38,6 +38,7 @@ class Step(NamedTuple):
 
     label: str
     runner: common.DoFnRunner
+    fire: Callable[..., None]  # a timer
     state: KeyedState | None
 
 
@@ -121,7 +122,7 @@ def _step(node: AppliedPTransform, consumers: dict[beam.PCollection, list[Consum
         receivers,
         user_state_context=state,
     )
-    return Step(node.full_label, runner, state)
+    return Step(node.full_label, runner, naming(node.full_label, runner.process_user_timer), state)
 
 
 def naming(label: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -131,11 +132,15 @@ def naming(label: str, function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args)
         except Exception as error:
-            if not any(note.startswith("in step ") for note in getattr(error, "__notes__", ())):
-                error.add_note(f"in step {label!r}")
+            _note(label, error)
             raise
 
     return call
+
+
+def _note(label: str, error: Exception) -> None:
+    if not any(note.startswith("in step ") for note in getattr(error, "__notes__", ())):
+        error.add_note(f"in step {label!r}")
 
 
 # Refusing ----------------------------------------------------------------------------------------------------------

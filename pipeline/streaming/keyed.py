@@ -40,9 +40,9 @@ class TimerQueue:
         """The next timer that is due, disarmed."""
         if not self.due(watermark_ms):
             return None
-        due_ms, *timer = heapq.heappop(self._heap)
-        del self._armed[tuple(timer)]
-        return (due_ms, *timer)
+        timer = heapq.heappop(self._heap)
+        del self._armed[timer[1:]]
+        return timer
 
     def due(self, watermark_ms: int) -> bool:
         while self._heap and self._armed.get(self._heap[0][1:]) != self._heap[0][0]:

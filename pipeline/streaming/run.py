@@ -93,6 +93,7 @@ def _run(
     outbox = Outbox(log, OUTPUTS, snapshot.sinks if snapshot else None)
 
     def save(progress: Progress) -> None:
+        log.sync()  # the snapshot must not outlive the outputs it takes for written
         file.save(Snapshot(job, progress, outbox.positions()))
 
     runner = EmbeddedRunner(save, resume=progress, until_idle=until_idle, stop=stop, limits=limits)

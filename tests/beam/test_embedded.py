@@ -287,6 +287,12 @@ def test_a_run_from_a_snapshot_tells_the_rest_of_the_story(cut: int) -> None:
     assert told + second.run(STORY, resume=first.saved[-1]) == whole
 
 
+def test_the_watermark_is_part_of_a_snapshot(harness: Harness) -> None:
+    """A source may start again further back than it had come, as one does whose partitions were idle."""
+    harness.run([(["a=10"], 50)])
+    assert Harness().run([([], 0), (["b=40"], 0)], resume=harness.saved[-1]) == ["got b=40", "b@40:1:40"]
+
+
 def test_snapshots_are_taken_by_number_of_records_between_bundles(harness: Harness) -> None:
     harness.run(STORY, snapshot_after_records=2)
     assert [progress.positions[0] for progress in harness.saved][:2] == [1, 2]

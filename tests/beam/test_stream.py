@@ -309,6 +309,22 @@ def test_a_log_that_lost_records_is_an_error(run: Run) -> None:
         run.stream()
 
 
+def test_outputs_that_were_lost_are_an_error(run: Run) -> None:
+    run.stream()
+    for segment in (run.folder / SAMPLES).rglob("*.jsonl"):
+        segment.write_bytes(b"")
+    with pytest.raises(LogError, match="is past the end"):
+        run.stream()
+
+
+def test_outputs_are_on_the_disk_before_the_snapshot(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(FileLog, "sync", lambda _: order.append("sync"))
+    monkeypatch.setattr(SnapshotFile, "save", lambda *_: order.append("save"))
+    run.stream()
+    assert order == ["sync", "save"]
+
+
 def test_no_events_topic(run: Run) -> None:
     shutil.rmtree(run.folder / EVENTS)
     with pytest.raises(LogError, match="no topic 'events'"):
