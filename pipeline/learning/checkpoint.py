@@ -90,9 +90,7 @@ class Checkpoints:
 def restore(module: tf.Module, loaded: Loaded) -> None:
     """Every variable of the module from the checkpoint, none left out on either side."""
     try:
-        status = tf.train.Checkpoint(module=module).read(str(loaded.path / _MODEL))
-        status.assert_existing_objects_matched()
-        status.assert_consumed()
+        tf.train.Checkpoint(module=module).read(str(loaded.path / _MODEL)).assert_consumed()
     except (AssertionError, ValueError, tf.errors.OpError) as error:
         msg = f"{loaded.path}: expected the weights of this learner, found others ({error})"
         raise CheckpointError(msg) from error

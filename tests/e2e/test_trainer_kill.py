@@ -145,7 +145,9 @@ def log_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(log_url: str, work_dir: Path, *arguments: object) -> int:
     command = [sys.executable, __file__, log_url, str(work_dir), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    bytecode = work_dir.parent / "bytecode"  # TensorFlow is compiled once, not by each of these processes
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bytecode)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 
