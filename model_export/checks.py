@@ -86,7 +86,7 @@ def every_version(
         whole,
         finite(candidate),
         losses(candidate, rules.max_loss),
-        divergence(config, candidate),
+        divergence(candidate),
         new_transitions(candidate, accepted, rules.min_transitions),
         inside_range(config.action, actions),
         at_bounds(config.action, actions, rules.max_at_bounds),
@@ -134,17 +134,9 @@ def losses(candidate: Candidate, bound: float) -> Check:
     return at_most("loss", _largest(sizes), bound, n=len(sizes))
 
 
-def divergence(config: FeatureConfig, candidate: Candidate) -> Check:
-    """|mean V| and |mean A| against what rewards can add up to: max |r| / (1 - gamma), doubled for approximation.
-
-    Where rewards are not clipped: against the value whose squared error alone would be the bound of the loss.
-    """
-    means = [abs(x) for x in (candidate.value_mean, candidate.advantage_mean) if x is not None]
-    clip = config.reward.clip
-    bound = math.sqrt(config.publish.max_loss)
-    if clip is not None:
-        bound = 2 * max(map(abs, clip)) / (1 - config.algorithm.gamma)
-    return at_most("divergence", _largest(means), bound, n=len(means))
+def divergence(candidate: Candidate) -> Check:
+    """The trainer's alarm: mean |Q| beyond twice what the largest reward it saw could add up to, |r| / (1 - gamma)."""
+    return at_most("divergence", _number(candidate.losses.get("diverged", 0.0)), 0, n=candidate.updates)
 
 
 def new_transitions(candidate: Candidate, accepted: Reference | None, bound: int) -> Check:
