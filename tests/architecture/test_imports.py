@@ -23,7 +23,7 @@ GROUND = {
 }
 MIDDLE = {"pipeline.features", "pipeline.transitions", "pipeline.exploration", "pipeline.events"}
 UPPER = {"pipeline.agent", "pipeline.streaming", "pipeline.learning"}
-FLOORS = (GROUND, MIDDLE, UPPER, {"model_export"}, {"pageturn"})
+FLOORS = (GROUND, MIDDLE, UPPER, {"model_export", "pipeline.simulation"}, {"pageturn"})
 
 FRAMEWORKS = {
     "apache_beam": ("pipeline.streaming",),
