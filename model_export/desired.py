@@ -18,8 +18,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from model_export.checks import Verdict
-from model_export.files import write_atomically
 from model_export.lease import LeaseLost
+from pipeline import durable
 from pipeline.serving.models_config import ServedModel, render
 from pipeline.stores.published import Pointer, Served
 
@@ -166,11 +166,11 @@ def write_desired(models: Path, state: DesiredState, served_models: str) -> None
             message = f"{models / DESIRED}: written with token {there.fence}, newer than ours, {state.fence}"
             raise LeaseLost(message)
         if there != state:
-            write_atomically(models / DESIRED, msgspec.json.format(msgspec.json.encode(state), indent=1))
+            durable.write(models / DESIRED, msgspec.json.format(msgspec.json.encode(state), indent=1))
         text = models_config(state, served_models).encode()
         path = models / MODELS_CONFIG
         if not path.exists() or path.read_bytes() != text:
-            write_atomically(path, text)
+            durable.write(path, text)
 
 
 def models_config(state: DesiredState, served_models: str) -> str:

@@ -17,13 +17,13 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
 from model_export.candidate import EXTRA, MODEL, PARAMETERS, RECORD, WARM_UP, Candidate, Probe, encode_candidate
+from pipeline import durable
 from pipeline.config.schema import Bits, Dense, Feature, FeatureConfig
 from pipeline.config.schema import Sequence as SequenceFeature
 from pipeline.features.encoder import Encoder
 from pipeline.features.inputs import model_inputs
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.ddpg import ActionSpace, Ddpg, Evaluation
-from pipeline.learning.durable import fsync_tree, replace_dir
 from pipeline.learning.networks import Inputs, Mlp, Tower, drawing
 from pipeline.learning.training import Probing, Training
 from pipeline.records import FeatureValue, State
@@ -78,7 +78,7 @@ class Exporter:
             shutil.rmtree(temporary, ignore_errors=True)
             self._model.copy_from(training.learner, k)
             self._write(temporary, candidate, training.snapshot, judged.inputs)
-            replace_dir(temporary, final)
+            durable.rename(temporary, final)
         return tuple(self._folder(candidate) for candidate in candidates)
 
     def _folder(self, candidate: Candidate) -> Path:
@@ -91,7 +91,7 @@ class Exporter:
         (model / PARAMETERS).write_bytes(snapshot.to_bytes())
         write_warm_up(model / WARM_UP, candidate.model_name, inputs)
         (folder / RECORD).write_bytes(encode_candidate(candidate))
-        fsync_tree(folder)
+        durable.sync_tree(folder)
 
 
 class _Judged(NamedTuple):

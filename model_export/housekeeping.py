@@ -8,9 +8,9 @@ from pathlib import Path
 from model_export import volume
 from model_export.candidate import CandidateError, list_candidates
 from model_export.desired import DesiredState, PolicyState, drained, drop
-from model_export.files import remove_folder
 from model_export.site import Site
 from model_export.verdicts import VerdictLog
+from pipeline import durable
 from pipeline.stores.published import Heartbeat, forget_agents, parameters_key, read_heartbeats, version_key
 
 KEEP = 3  # unloaded versions, refused versions, judged candidates
@@ -87,4 +87,4 @@ def _forget_candidates(verdicts: VerdictLog, staging: Path, policy: str) -> None
     """Judged candidates but the newest few. The bootstrap stays: it is what a new model volume starts from."""
     judged = [p for p in list_candidates(staging, policy) if verdicts.verdict_on(policy, p.name) is not None]
     for path in [p for p in judged if p.name.strip("0")][:-KEEP]:
-        remove_folder(path)
+        durable.remove_folder(path)

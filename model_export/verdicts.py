@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from model_export.checks import Outcome, Verdict
-from model_export.files import append_line
 from model_export.lease import Lease
+from pipeline import durable
 from pipeline.stores.published import verdict_key
 from pipeline.stores.store import KeyValueStore
 
@@ -52,7 +52,7 @@ class VerdictLog:
         """Write a verdict in both places. Repeating one is harmless. Raises: LeaseLost, StoreError, OSError."""
         self._put(verdict, lease)
         if self.verdict_on(verdict.policy, verdict.candidate) is None:
-            append_line(self._models / VERDICTS, msgspec.json.encode(verdict))
+            durable.append_line(self._models / VERDICTS, msgspec.json.encode(verdict))
             self._remember(verdict)
             self._forget_oldest(verdict.policy)
 

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from model_export.candidate import EXTRA, MODEL, RECORD, Candidate, CandidateError, decode_candidate, encode_candidate
-from model_export.files import copy_durably, remove_folder, rename_durably, sync_folder, write_atomically
 from model_export.site import VolumeError
+from pipeline import durable
 
 _ANY_NUMBER = re.compile(r"(?:\.bad-|\.tmp-)?([0-9]+)")
 
@@ -50,22 +50,22 @@ def place(models: Path, model: str, version: int, source: Path, candidate: Candi
     aside = target.with_name(f".tmp-{version}")
     shutil.rmtree(aside, ignore_errors=True)
     _make_folder(target.parent)
-    copy_durably(source / MODEL, aside)
-    write_atomically(aside / EXTRA / RECORD, encode_candidate(candidate))
-    rename_durably(aside, target)
+    durable.copy(source / MODEL, aside)
+    durable.write(aside / EXTRA / RECORD, encode_candidate(candidate))
+    durable.rename(aside, target)
 
 
 def set_aside(models: Path, model: str, version: int) -> None:
     """Keep a refused version for inspection, under a name that no model server reads."""
     folder = folder_of(models, model, version)
     if folder.exists():
-        rename_durably(folder, folder.with_name(f".bad-{version}"))
+        durable.rename(folder, folder.with_name(f".bad-{version}"))
 
 
 def remove(models: Path, model: str, version: int) -> None:
     folder = folder_of(models, model, version)
     if folder.exists():
-        remove_folder(folder)
+        durable.remove_folder(folder)
 
 
 def remove_leftovers(models: Path, model: str, keep_bad: int) -> None:
@@ -88,4 +88,4 @@ def _make_folder(path: Path) -> None:
     except OSError as error:
         message = f"{path}: cannot be made: {error.strerror}"
         raise VolumeError(message) from error
-    sync_folder(path.parent)
+    durable.sync(path.parent)

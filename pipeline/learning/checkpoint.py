@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 import tensorflow as tf
 
-from pipeline.learning.durable import fsync_tree, replace_dir
+from pipeline import durable
 from pipeline.learning.errors import CheckpointError
 
 _NUMBER = re.compile(r"\d{12}")
@@ -48,9 +48,9 @@ class Checkpoints:
         (temporary / _STATE).write_bytes(state)
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / _FILES).write_bytes(msgspec.json.encode(sums))
-        fsync_tree(temporary)
+        durable.sync_tree(temporary)
         final = self._directory / f"{number:012d}"
-        replace_dir(temporary, final)
+        durable.rename(temporary, final)
         self._prune()
         return final
 

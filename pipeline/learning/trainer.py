@@ -17,6 +17,7 @@ import msgspec
 import tensorflow as tf
 
 from pipeline.config.schema import FeatureConfig
+from pipeline.durable import exclusive
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.learning.checkpoint import Checkpoints, restore
@@ -24,7 +25,6 @@ from pipeline.learning.metrics import MetricsFile, measured
 from pipeline.learning.progress import Progress, check_identity, decode_saved, identity
 from pipeline.learning.rereading import reread
 from pipeline.learning.training import ROUND_SIZE, Training, origins_of
-from pipeline.learning.workdir import locked
 from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
@@ -75,7 +75,7 @@ def train(
     Raises: TrainerError, LogError; whatever `vectors` and `export` raise.
     """
     tf.config.experimental.enable_op_determinism()
-    with locked(work_dir), closing(open_log(log_url)) as log:
+    with exclusive(work_dir), closing(open_log(log_url)) as log:
         job = Job(
             config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace()
         )

@@ -21,6 +21,7 @@ from typing import Literal
 
 import xxhash
 
+from pipeline import durable
 from pipeline.logs.lines import encode_line
 from pipeline.logs.log import Entry, LogError, Record
 from pipeline.logs.segments import Cursor, Tail, segment_path
@@ -263,7 +264,7 @@ class _Writer:
 
     def _create_segment(self) -> None:
         os.close(os.open(segment_path(self._folder, self._tail.offset), os.O_CREAT | os.O_WRONLY, 0o666))
-        _sync_folder(self._folder)
+        durable.sync(self._folder)
         self._tail.catch_up()
 
     def _leave(self) -> None:
@@ -271,14 +272,6 @@ class _Writer:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -59,3 +59,11 @@ class EventLog(Protocol):
         """Force to the disk what was appended, whatever the engine's settings: before a snapshot relies on it."""
 
     def close(self) -> None: ...
+
+
+def ensure_topic(log: EventLog, topic: str, partitions: int) -> None:
+    """Make the topic if it is not there; the number of partitions of one that is there stays what it is."""
+    try:
+        log.partitions(topic)
+    except LogError:
+        log.create(topic, partitions)

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
+from pipeline import durable
+from pipeline.durable import StorageError, exclusive
 from pipeline.logs.log import EventLog, Record
 from pipeline.logs.opening import open_log
-from pipeline.streaming.durable import exclusive, replace, sync
-from pipeline.streaming.errors import StorageError
 from pipeline.streaming.tables import ARCHIVED, TABLES, Row, rows_of
 
 _VERSION = 1
@@ -146,9 +146,9 @@ def commit(
         staged = f"{last.number + 1}-{index:06d}.parquet"
         _write_parquet(staging / staged, place.table, rows)
         files.append((staged, place.path(min(offsets), max(offsets))))
-    sync(staging)
+    durable.sync(staging)
     made = Commit(number=last.number + 1, files=tuple(files), positions=positions)
-    replace(directory / ".commit.json", msgspec.json.encode(made))
+    durable.write(directory / ".commit.json", msgspec.json.encode(made))
     _move(directory, made)
     return made
 
@@ -184,7 +184,7 @@ def _move(directory: Path, made: Commit) -> None:
             os.replace(source, target)
     for folder in sorted({folder for _, final in made.files for folder in _folders(directory, final)}):
         if folder.exists():
-            sync(folder)
+            durable.sync(folder)
 
 
 def _folders(directory: Path, final: str) -> list[Path]:
@@ -212,4 +212,4 @@ def _hour(time_ms: int) -> str:
 def _write_parquet(path: Path, table: str, rows: list[Row]) -> None:
     data = pa.Table.from_pylist(rows, schema=TABLES[table].schema)
     pq.write_table(data, path, compression="zstd", row_group_size=_ROW_GROUP)
-    sync(path)
+    durable.sync(path)

@@ -11,11 +11,3 @@ class SnapshotError(PageturnError):
 
 class TwoContentsError(PageturnError):
     """A record was to be written again with other bytes: what was written does not come from this log and config."""
-
-
-class StorageError(PageturnError):
-    """A folder or file cannot be used."""
-
-
-class BusyError(StorageError):
-    """Another process has the folder."""

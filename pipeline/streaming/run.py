@@ -12,12 +12,12 @@ import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config.schema import FeatureConfig
+from pipeline.durable import exclusive
 from pipeline.logs.files import wall_clock_ms
 from pipeline.logs.log import EVENTS, OUTPUTS, EventLog, LogError
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
 from pipeline.streaming.counts import Counts, count
-from pipeline.streaming.durable import exclusive
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
 from pipeline.streaming.job import build
 from pipeline.streaming.progress import Progress

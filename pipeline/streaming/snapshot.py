@@ -9,7 +9,7 @@ import msgspec
 import xxhash
 from msgspec import Struct
 
-from pipeline.streaming.durable import replace
+from pipeline import durable
 from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.progress import Progress
 from pipeline.transitions.session import SessionState, StateError, decode_state
@@ -46,7 +46,7 @@ class SnapshotFile:
     def save(self, snapshot: Snapshot) -> None:
         body = msgspec.msgpack.encode(snapshot)
         try:
-            replace(self._path, _HEADER + xxhash.xxh3_128_digest(body) + body)
+            durable.write(self._path, _HEADER + xxhash.xxh3_128_digest(body) + body)
         except OSError as error:
             message = f"cannot write snapshot {self._path}: {error.strerror}; the last one is still there"
             raise SnapshotError(message) from error

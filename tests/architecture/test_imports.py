@@ -13,17 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pageturn", "pipeline", "model_export")
 
-GROUND = {
-    "pipeline.errors",
-    "pipeline.records",
-    "pipeline.config",
-    "pipeline.logs",
-    "pipeline.stores",
-    "pipeline.serving",
-}
+VOCABULARY = {"pipeline.durable", "pipeline.errors", "pipeline.records"}
+GROUND = {"pipeline.config", "pipeline.logs", "pipeline.stores", "pipeline.serving"}
 MIDDLE = {"pipeline.features", "pipeline.transitions", "pipeline.exploration", "pipeline.events"}
 UPPER = {"pipeline.agent", "pipeline.streaming", "pipeline.learning"}
-FLOORS = (GROUND, MIDDLE, UPPER, {"model_export", "pipeline.simulation"}, {"pageturn"})
+FLOORS = (VOCABULARY, GROUND, MIDDLE, UPPER, {"model_export", "pipeline.simulation"}, {"pageturn"})
 
 FRAMEWORKS = {
     "apache_beam": ("pipeline.streaming",),
@@ -49,7 +43,10 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield str(node.module)
+            if node.module == "pipeline":
+                yield from (f"pipeline.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
 
 
 def room(module: str) -> str:
@@ -75,9 +72,8 @@ def test_arrows_point_down(path: Path) -> None:
         if target.split(".")[0] not in PACKAGES or room(target) == here:
             continue
         there = room(target)
-        vocabulary = there in {"pipeline.errors"} or (there == "pipeline.records" and here not in GROUND)
-        peers = floor(here) == floor(there) and here not in GROUND and {here, there} <= MIDDLE
-        assert floor(there) < floor(here) or vocabulary or peers, f"{module_name(path)} imports {target}"
+        peers = {here, there} <= MIDDLE
+        assert floor(there) < floor(here) or peers, f"{module_name(path)} imports {target}"
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)

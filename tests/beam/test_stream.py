@@ -16,14 +16,14 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config.schema import FeatureConfig
+from pipeline.durable import BusyError, StorageError, exclusive
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import DEAD_LETTERS, EVENTS, LATE, OUTPUTS, SAMPLES, Entry, LogError, Record
 from pipeline.records import DeadLetter
 from pipeline.streaming import run as run_module
 from pipeline.streaming.counts import Counts, count
-from pipeline.streaming.durable import exclusive
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
-from pipeline.streaming.errors import BusyError, SnapshotError, StorageError, TwoContentsError
+from pipeline.streaming.errors import SnapshotError, TwoContentsError
 from pipeline.streaming.job import build
 from pipeline.streaming.outputs import identity, read_all
 from pipeline.streaming.run import run_stream

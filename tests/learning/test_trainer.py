@@ -14,12 +14,12 @@ import pytest
 import tensorflow as tf
 
 from pipeline.config.schema import FeatureConfig, Publish
+from pipeline.durable import BusyError, exclusive
 from pipeline.events import decode, encode
-from pipeline.learning.errors import CheckpointError, TrainerError
+from pipeline.learning.errors import CheckpointError
 from pipeline.learning.progress import Progress
 from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
-from pipeline.learning.workdir import locked
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError
 from pipeline.records import DeadLetter
@@ -160,7 +160,7 @@ def test_actors_wait_until_their_policy_has_explored(make_config, write, tmp_pat
 
 
 def test_a_second_trainer_is_refused(config, write, tmp_path: Path) -> None:
-    with locked(tmp_path / "work"), pytest.raises(TrainerError, match=r"expected no other trainer.*found process \d+"):
+    with exclusive(tmp_path / "work"), pytest.raises(BusyError, match=r"in use by another process \(\d+\)"):
         run(config, write(range(3)), tmp_path / "work")
 
 

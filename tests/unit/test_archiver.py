@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.durable import BusyError, StorageError, exclusive
 from pipeline.events import encode
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import EPISODES, EVENTS, SAMPLES, TRANSITIONS, Entry, LogError
@@ -31,8 +32,6 @@ from pipeline.records import (
     Transition,
 )
 from pipeline.streaming.archiver import Limits, archive
-from pipeline.streaming.durable import exclusive
-from pipeline.streaming.errors import BusyError, StorageError
 
 HOUR_MS = 3_600_000
 T0 = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC

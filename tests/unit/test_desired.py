@@ -26,10 +26,10 @@ from model_export.desired import (
     withdraw,
     write_desired,
 )
-from model_export.files import append_line, copy_durably, remove_folder, write_atomically
 from model_export.lease import LeaseLost
 from model_export.site import VolumeError
 from model_export.verdicts import read_verdicts
+from pipeline.durable import append_line, copy, remove_folder, write
 from pipeline.serving.models_config import ServedModel, parse
 from pipeline.stores.published import Pointer, Served
 
@@ -141,14 +141,14 @@ def test_nothing_and_nonsense_are_no_state(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write(path, b"old")
 
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
+        write(path, b"new")
     assert path.read_bytes() == b"old"
 
 
@@ -164,7 +164,7 @@ def test_folders_are_copied_whole_and_removed_whole(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "file").write_bytes(b"x")
-    copy_durably(source, tmp_path / "copy")
+    copy(source, tmp_path / "copy")
     assert (tmp_path / "copy" / "deep" / "file").read_bytes() == b"x"
     remove_folder(tmp_path / "copy")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]

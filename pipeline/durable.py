@@ -1,0 +1,114 @@
+"""Files and folders that are whole or not there, also after a power cut; and folders that one process has alone.
+
+The recipe is always the same: write aside, fsync, rename, fsync the folder that holds the name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import PageturnError
+
+
+class StorageError(PageturnError):
+    """A folder or file cannot be used."""
+
+
+class BusyError(StorageError):
+    """Another process has the folder."""
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Force all files and folders under root to the disk, root included."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Whoever reads finds the old bytes or the new ones. One writer at a time."""
+    aside = path.with_name(f".tmp-{path.name}")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line, durable on return. A torn last line of a crashed writer is closed first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a folder to a new path."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    sync_tree(target)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename within a file system; a target folder must not be there."""
+    source.rename(target)
+    sync(target.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that others may be looking at: out of sight first, so that nobody sees half of it."""
+    hidden = path if path.name.startswith(".tmp-") else path.with_name(f".tmp-{path.name}")
+    if hidden != path:
+        shutil.rmtree(hidden, ignore_errors=True)
+        rename(path, hidden)
+    shutil.rmtree(hidden)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Have the folder, made if need be, for this process alone. The system lets go of it however the process ends.
+
+    Raises BusyError if another process has it, StorageError if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        message = f"cannot use the folder {folder}: {error.strerror}; choose one that this user can write"
+        raise StorageError(message) from error
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Take the lock and leave the process id in it, for the next one's message."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
+        message = f"{folder} is in use by another process ({holder}): stop that one, or choose another folder"
+        raise BusyError(message) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
