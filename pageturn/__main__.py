@@ -13,54 +13,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import PageturnError
+from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions
+
+if TYPE_CHECKING:
+    from model_export.controller import Summary
 
 _VECTORS_IN_MEMORY = 1_000_000
 
 
-class _Commands(click.Group):
-    """A user's mistake is a message and exit status 1, never a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except PageturnError as error:
-            raise click.ClickException(str(error)) from error
-
-
-def _options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of the table below, in the order in which they are named."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for name in reversed(names):
-            command = _OPTIONS[name](command)
-        return command
-
-    return decorate
-
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-
-_OPTIONS: dict[str, Any] = {
-    "config": click.option("--config", "config_path", type=_FILE, required=True, help="Feature config (YAML)."),
-    "log": click.option("--log", "log_url", required=True, help="Event log: file:///folder."),
-    "store": click.option("--store", "store_url", required=True, help="Key-value store: sqlite:///file or redis://..."),
-    "staging": click.option("--staging", type=_FOLDER, required=True, help="Where candidates wait to be checked."),
-    "models": click.option("--models", type=_FOLDER, required=True, help="Model volume that the servers read."),
-    "state": click.option("--state", type=_FOLDER, required=True, help="Where the process keeps what it resumes from."),
-    "until_idle": click.option("--until-idle", is_flag=True, help="Stop once everything there is has been handled."),
-}
-
-
-@click.group(cls=_Commands, context_settings={"auto_envvar_prefix": "PAGETURN", "show_default": True})
+@click.group(cls=Commands, context_settings={"auto_envvar_prefix": "PAGETURN", "show_default": True})
 def main() -> None:
     """Streaming reinforcement learning for recommender feeds."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -91,7 +58,7 @@ def validate(file: Path) -> None:
 
 @main.command()
 def schema() -> None:
-    """Print the JSON Schema of the events, for producers in other languages."""
+    """Print the JSON Schema of the events, for producers."""
     from pipeline.events import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
@@ -104,19 +71,19 @@ def import_() -> None:
 
 @import_.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@_options("config", "log", "store")
-@click.option("--partitions", default=4, type=click.IntRange(1), help="Of the topic, if it is not there yet.")
+@options("config", "log", "store")
+@partitions(4)
 def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, partitions: int) -> None:
     """Import the EB-NeRD log in DIRECTORY (behaviors.parquet and history.parquet)."""
     from pageturn.ebnerd import import_ebnerd
     from pipeline.config.reading import load_config
-    from pipeline.logs.log import EVENTS
+    from pipeline.logs.log import EVENTS, ensure_topic
     from pipeline.logs.opening import open_log
     from pipeline.stores.opening import open_store
 
     feature_config = load_config(config_path)
     with closing(open_log(log_url)) as log, closing(open_store(store_url)) as store:
-        log.create(EVENTS, partitions)
+        ensure_topic(log, EVENTS, partitions)
         done = import_ebnerd(directory, feature_config, log, store)
     click.echo(f"{done.impressions} impressions, {done.feedback} feedback events, {done.vectors} article vectors")
 
@@ -125,25 +92,26 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 
 
 @main.command()
-@_options("config", "log", "state", "until_idle")
-@click.option("--partitions", default=1, type=click.IntRange(1), help="Of the output topics, if not there yet.")
+@options("config", "log", "state", "until_idle")
+@partitions(1)
 def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, partitions: int) -> None:
     """Join events to pages, transitions and episodes (Beam, embedded runner)."""
-    from pageturn.table import render
+    from pageturn.table import event_rows, render
     from pipeline.config.reading import load_config
-    from pipeline.streaming.run import run_stream
 
     feature_config, stop = load_config(config_path), _stop_signal()
+    from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
+
     done = run_stream(feature_config, log_url, state, until_idle=until_idle, partitions=partitions, stop=stop)
     if done is not None:
-        click.echo(render(done.rows()))
+        click.echo(render(event_rows(done)))
 
 
 @main.command()
-@_options("log", "until_idle")
-@click.option("--to", "directory", type=_FOLDER, required=True, help="Where the Parquet files go.")
+@options("log", "until_idle")
+@click.option("--to", "directory", type=FOLDER, required=True, help="Where the Parquet files go.")
 def archive(log_url: str, until_idle: bool, directory: Path) -> None:
-    """Archive events, samples, transitions and episodes as Parquet."""
+    """Keep the logs as Parquet: events, samples, transitions, episodes."""
     from pipeline.streaming.archiver import archive as run_archive
 
     records = run_archive(log_url, directory, until_idle=until_idle, stop=_stop_signal())
@@ -151,17 +119,18 @@ def archive(log_url: str, until_idle: bool, directory: Path) -> None:
 
 
 @main.command()
-@_options("config", "log", "store", "state", "staging", "until_idle")
+@options("config", "log", "store", "state", "staging", "until_idle")
 def train(config_path: Path, log_url: str, store_url: str, state: Path, staging: Path, until_idle: bool) -> None:
-    """Learn from transitions as they come, and write candidates for publication."""
-    from model_export.export import Exporter
+    """Learn from transitions as they come; write candidates."""
     from pipeline.config.reading import load_config
     from pipeline.features.stored_vectors import StoredVectors
-    from pipeline.learning.trainer import train as run_trainer
     from pipeline.stores.opening import open_store
 
     feature_config, stop = load_config(config_path), _stop_signal()
     with closing(open_store(store_url)) as store:
+        from model_export.export import Exporter  # after the rest was checked: TensorFlow takes seconds to load
+        from pipeline.learning.trainer import train as run_trainer
+
         vectors = StoredVectors(store, feature_config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=time.monotonic)
         export = Exporter(feature_config, staging)
         done = run_trainer(
@@ -172,28 +141,32 @@ def train(config_path: Path, log_url: str, store_url: str, state: Path, staging:
 
 
 @main.command()
-@_options("config", "store", "staging", "models")
+@options("config", "store", "staging", "models")
 def bootstrap(config_path: Path, store_url: str, staging: Path, models: Path) -> None:
-    """Publish version 1 of every learned policy, the constant baseline; before any model server starts."""
+    """Publish the baseline as version 1.
+
+    Of every learned policy that has no version yet; before any model server starts.
+    """
     from model_export.bootstrap import bootstrap as publish_baselines
-    from model_export.export import bootstrap as export_baselines
     from pipeline.config.reading import load_config
     from pipeline.stores.opening import open_store
 
     feature_config = load_config(config_path)
     with closing(open_store(store_url)) as store:
+        from model_export.export import bootstrap as export_baselines  # TensorFlow, after the rest was checked
+
         export_baselines(feature_config, staging, _now_ms())
         publish_baselines(feature_config, staging, models, store, clock_ms=_now_ms)
     click.echo(f"{models}: version 1 of {', '.join(feature_config.learned_policies())}")
 
 
 @main.command()
-@_options("config", "store", "staging", "models", "until_idle")
-@click.option("--server", "servers", multiple=True, required=True, help="HOST:PORT of each model server.")
+@options("config", "store", "staging", "models", "until_idle")
+@click.option("--server", "servers", type=TARGET, multiple=True, required=True, help="HOST:PORT of each model server.")
 def control(
     config_path: Path, store_url: str, staging: Path, models: Path, servers: tuple[str, ...], until_idle: bool
 ) -> None:
-    """Check candidates, publish the good ones, and say why the others were refused."""
+    """Publish good candidates, and say why others were refused."""
     from model_export.controller import run_controller
     from pipeline.config.reading import load_config
     from pipeline.serving.client import ModelServer
@@ -207,34 +180,52 @@ def control(
             feature_config, store, clients, staging, models,
             holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle,
         )  # fmt: skip
-    click.echo(f"{done.accepted} accepted, {sum(done.refused.values())} refused, {done.superseded} superseded")
+    click.echo(_verdicts(done))
 
 
 @main.command("model-server")
-@_options("models")
-@click.option("--port", default=8500, type=click.IntRange(0, 65535))
+@options("models")
+@click.option("--port", default=8500, type=click.IntRange(1, 65535))
 def model_server(models: Path, port: int) -> None:
-    """Serve the model volume: TF-Serving where PAGETURN_MODEL_SERVER names it, else the stand-in."""
-    from pipeline.serving.launch import server_command
+    """Serve the model volume.
 
-    command = server_command(port=port, model_config_file=models.resolve() / "models.config")
-    os.execvp(command[0], command)
+    With the tensorflow_model_server that PAGETURN_MODEL_SERVER names, else with a stand-in for laptops and tests.
+    """
+    from pipeline.serving.launch import become_server
+
+    file = models.resolve() / "models.config"
+    if not file.is_file():
+        message = f"{file}: no such file; `pageturn bootstrap` makes it, and `pageturn control` keeps it up to date"
+        raise click.ClickException(message)
+    become_server(port, file)
 
 
 @main.command()
-@_options("config", "log", "store")
-@click.option("--server", required=True, help="HOST:PORT of the model server, or dns:///name:port for several.")
+@options("config", "log", "store")
+@click.option(
+    "--server", type=TARGET, required=True, help="HOST:PORT of the model server, or dns:///name:port for several."
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 or [::] in a container.")
 @click.option("--port", default=8600, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--mode", default="live", type=click.Choice(["live", "shadow", "off"]))
 @click.option("--drain-s", default=5.0, type=click.FloatRange(0), help="How long to answer on after SIGTERM.")
+@partitions(1)
 def agent(
-    config_path: Path, log_url: str, store_url: str, server: str, host: str, port: int, mode: str, drain_s: float
+    config_path: Path,
+    log_url: str,
+    store_url: str,
+    server: str,
+    host: str,
+    port: int,
+    mode: str,
+    drain_s: float,
+    partitions: int,
 ) -> None:
     """Decide pages over gRPC."""
     from pipeline.agent.agent import Agent
     from pipeline.agent.service import serve_until
     from pipeline.config.reading import load_config
+    from pipeline.logs.log import EVENTS, ensure_topic
     from pipeline.logs.opening import open_log
     from pipeline.serving.client import ModelServer
     from pipeline.stores.opening import open_store
@@ -243,6 +234,7 @@ def agent(
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
         log = stack.enter_context(closing(open_log(log_url)))
+        ensure_topic(log, EVENTS, partitions)
         client = stack.enter_context(ModelServer(server))
         decider = stack.enter_context(
             Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
@@ -254,32 +246,49 @@ def agent(
 
 
 @main.command()
-@_options("log", "state")
+@options("log", "state")
 def counts(log_url: str, state: Path) -> None:
-    """Count what became of every event, by the ids in the outputs."""
-    from pageturn.table import render
+    """Count what became of every event."""
+    from pageturn.table import event_rows, render
     from pipeline.logs.opening import open_log
     from pipeline.streaming.counts import count
 
     with closing(open_log(log_url)) as log:
-        click.echo(render(count(log, state).rows()))
+        done = count(log, state)
+    if done.pages and not done.read:
+        message = f"{state}: no snapshot of the stream that wrote {log_url}; --state is the folder given to `stream`"
+        raise click.ClickException(message)
+    click.echo(render(event_rows(done)))
 
 
 @main.command()
 @click.option(
     "--data", type=click.Path(path_type=Path), help="EB-NeRD folder [default: ../shared/data/ebnerd or generated]."
 )
-@click.option("--run", "folder", type=_FOLDER, help="Where the run keeps everything [default: runs/demo-<time>].")
-@click.option("--config", "config_path", type=_FILE, default=Path("feature_configs/ebnerd.yaml"))
+@click.option("--run", "folder", type=FOLDER, help="Where the run keeps everything [default: runs/demo-<time>].")
+@click.option("--config", "config_path", type=FILE, default=Path("feature_configs/ebnerd.yaml"))
 def demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
-    """Run the whole loop once: a log, a Beam job, a learner, a publication, and a page decided over gRPC."""
+    """Run the whole loop once.
+
+    From a log through a Beam job, a learner and a publication to a page decided over gRPC.
+    """
     from pageturn.demo import run_demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit stops the parts, too
     run_demo(data, folder, config_path)
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _verdicts(done: Summary) -> str:
+    """How many candidates became what, with the reasons of those that did not go out."""
+    parts = [f"{done.accepted} accepted"]
+    for outcome, reasons in (("refused", done.refused), ("kept back", done.kept)):
+        why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+        parts.append(f"{sum(reasons.values())} {outcome}" + (f" ({why})" if why else ""))
+    return ", ".join([*parts, f"{done.superseded} superseded"])
 
 
 def _process_name(part: str) -> str:

@@ -15,7 +15,7 @@ import grpc
 
 from pageturn.generated import generate
 from pageturn.processes import Process, pageturn
-from pageturn.table import render
+from pageturn.table import event_rows, render
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc
 from pipeline.agent.buckets import bucket_table, slot_of
@@ -30,7 +30,6 @@ from pipeline.records import Impression, Page
 from pipeline.serving.client import ModelServer
 from pipeline.serving.errors import TooLate
 from pipeline.serving.launch import free_port
-from pipeline.streaming.counts import Counts
 
 _EXCERPT = Path("../shared/data/ebnerd")
 _STEP_S = 300.0
@@ -59,12 +58,25 @@ def run_demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
     started = time.monotonic()
     config = load_config(config_path)
     paths = Paths(folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"), config_path)
-    paths.logs.mkdir(parents=True, exist_ok=False)
+    _make(paths.folder)
     click.echo(f"Everything this run makes is in {paths.folder}")
     with _source(data) as (directory, what):
         click.echo(f"The log is {what}.")
         _step("import", "events from the log", paths, "import", "ebnerd", str(directory), *_shared(paths, "log"))
     _loop(config, paths, started)
+
+
+def _make(folder: Path) -> None:
+    """A run starts from nothing: what an earlier one left behind would be counted with it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        message = f"{folder}: cannot be used for a run: {error.strerror}"
+        raise DemoError(message) from error
+    if taken:
+        message = f"{folder}: expected a new or an empty folder for the run, found one with something in it"
+        raise DemoError(message)
 
 
 def _loop(config: FeatureConfig, paths: Paths, started: float) -> None:
@@ -114,7 +126,11 @@ def _stream(paths: Paths) -> tuple[str, ...]:
 def _step(name: str, what: str, paths: Paths, *arguments: str) -> None:
     click.echo(f"  {name:<13}{what} ...", nl=False)
     began = time.monotonic()
-    Process(name, pageturn(*arguments), paths.logs).wait(_STEP_S)
+    try:
+        Process(name, pageturn(*arguments), paths.logs).wait(_STEP_S)
+    except BaseException:
+        click.echo()  # whatever comes next begins a line
+        raise
     click.echo(f" {time.monotonic() - began:.1f} s")
 
 
@@ -202,7 +218,7 @@ def _report(paths: Paths, answer: pb.DecideResponse, seconds: float) -> str:
     from pipeline.streaming.counts import count
 
     counts = count(open_log(paths.log), Path(paths["stream"]))
-    rows = [*_event_rows(counts), (), *_training_rows(paths), (), *_decision_rows(answer)]
+    rows = [*event_rows(counts), (), *_training_rows(paths), (), *_decision_rows(answer)]
     return "\n".join(
         [
             render(rows, f"The loop, end to end, in {seconds:.0f} s"),
@@ -211,24 +227,6 @@ def _report(paths: Paths, answer: pb.DecideResponse, seconds: float) -> str:
             "decided by the baseline: the policies have explored nothing and stay at the baseline, a = 1, plus noise.",
         ]
     )
-
-
-def _event_rows(counts: Counts) -> list[tuple[str, object]]:
-    balance = counts.joined + counts.duplicate + counts.late + counts.orphan + counts.dead + counts.open
-    return [
-        ("events in", counts.read),
-        ("  joined", counts.joined),
-        ("  duplicate", counts.duplicate),
-        ("  late", counts.late),
-        ("  orphan", counts.orphan),
-        ("  dead letters", counts.dead),
-        ("  open", counts.open),
-        ("  lost", counts.read - balance),
-        ("pages", counts.pages),
-        ("sessions", counts.sessions),
-        ("transitions", f"{counts.transitions} ({counts.terminal} terminal)"),
-        ("episodes", counts.episodes),
-    ]
 
 
 def _training_rows(paths: Paths) -> list[tuple[str, object]]:

@@ -50,6 +50,9 @@ class Process:
             self._child.kill()
             self._child.wait()
             raise ProcessError(self._report(f"was not done after {timeout_s:.0f} s")) from error
+        except BaseException:  # we are told to stop: it must not outlive us
+            self.stop()
+            raise
         if status != 0:
             raise ProcessError(self._report(f"ended with status {status}"))
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.streaming.counts import Counts
 
 
 def render(rows: Iterable[Sequence[object]], title: str | None = None) -> str:
@@ -17,3 +21,22 @@ def render(rows: Iterable[Sequence[object]], title: str | None = None) -> str:
 
 def _line(row: list[str], widths: list[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+
+
+def event_rows(counts: Counts) -> list[tuple[str, object]]:
+    """The balance of events, and what the stream made of them."""
+    balance = counts.joined + counts.duplicate + counts.late + counts.orphan + counts.dead + counts.open
+    return [
+        ("events in", counts.read),
+        ("  joined", counts.joined),
+        ("  duplicate", counts.duplicate),
+        ("  late", counts.late),
+        ("  orphan", counts.orphan),
+        ("  dead letters", counts.dead),
+        ("  open", counts.open),
+        ("  lost", counts.read - balance),
+        ("pages", counts.pages),
+        ("sessions", counts.sessions),
+        ("transitions", f"{counts.transitions} ({counts.terminal} terminal)"),
+        ("episodes", counts.episodes),
+    ]

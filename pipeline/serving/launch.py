@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from pipeline.serving.client import ModelServer
 from pipeline.serving.errors import TooLate, Unavailable
@@ -51,6 +51,15 @@ def server_command(port: int, model_config_file: Path | str, **flags: int | bool
     return [*program, *(f"--{name}={_text(value)}" for name, value in values.items())]
 
 
+def become_server(port: int, model_config_file: Path | str) -> NoReturn:
+    """Turn this process into the server: its signals and its exit status are the server's."""
+    command = server_command(port, model_config_file)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise _no_program(command, error) from error
+
+
 @contextmanager
 def running_server(
     model_config_file: Path | str, *, port: int = 0, timeout_s: float = 120.0, **flags: int | bool | str
@@ -83,8 +92,12 @@ def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         except OSError as error:
-            message = f"{MODEL_SERVER}: expected the path of a program, found {command[0]!r}: {error.strerror}"
-            raise Unavailable(message, code="UNAVAILABLE") from error
+            raise _no_program(command, error) from error
+
+
+def _no_program(command: list[str], error: OSError) -> Unavailable:
+    message = f"{MODEL_SERVER}: expected the path of a program, found {command[0]!r}: {error.strerror}"
+    return Unavailable(message, code="UNAVAILABLE")
 
 
 def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:

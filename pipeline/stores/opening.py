@@ -34,4 +34,4 @@ def _sqlite_path(url: str) -> Path:
     if parts.netloc or not parts.path.startswith("/") or parts.path.endswith("/"):
         message = f"store URL: expected sqlite:///absolute/path/of/a/file; found {url}"
         raise StoreError(message)
-    return Path(unquote(parts.path))
+    return Path("/" + unquote(parts.path).lstrip("/"))  # a fourth slash is as common and means the same
