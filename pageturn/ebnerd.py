@@ -25,7 +25,7 @@ from pipeline.config.schema import ExternalTable, FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.events import encode
 from pipeline.features.stored_vectors import load_vectors
-from pipeline.logs.log import EVENTS, Entry, EventLog
+from pipeline.logs.log import EVENTS, SAMPLES, Entry, EventLog, has_topic
 from pipeline.records import (
     SCHEMA_VERSION,
     Action,
@@ -38,6 +38,7 @@ from pipeline.records import (
     State,
 )
 from pipeline.stores.store import KeyValueStore
+from pipeline.streaming.outputs import read_all
 
 TABLE = "article"
 _HOUR_MS = 3_600_000
@@ -73,17 +74,30 @@ class _Read:
 def import_ebnerd(directory: Path, config: FeatureConfig, log: EventLog, store: KeyValueStore | None) -> Imported:
     """Append the log's events to the topic `events`, and put its article vectors into the store.
 
-    Idempotent: a second import appends the same events again, which the stream counts as duplicates or late.
+    Idempotent: events that are there already are left out, so that an import which was killed is just repeated.
+    Returns what was added. SourceError where a stream has already read on past the stamps of what is missing.
     """
     behaviors = _rows(directory, "behaviors.parquet")
     history = _history(_rows(directory, "history.parquet"))
     events = sorted(
         _events(behaviors, history, config), key=lambda e: (e.time_ms, e.request_id, isinstance(e, Feedback))
     )
-    log.append(EVENTS, [Entry(e.session_id, encode(e), e.time_ms) for e in events])
-    impressions = sum(isinstance(e, Impression) for e in events)
+    added = _append(log, events)
+    impressions = sum(isinstance(e, Impression) for e in added)
     vectors = _load_article_vectors(history, config, store)
-    return Imported(impressions, len(events) - impressions, vectors)
+    return Imported(impressions, len(added) - impressions, vectors)
+
+
+def _append(log: EventLog, events: list[Impression | Feedback]) -> list[Impression | Feedback]:
+    """Add the events that the log does not hold, at the times at which they happened; returns these."""
+    known = {record.payload for record in read_all(log, EVENTS)}
+    missing = [(event, payload) for event in events if (payload := encode(event)) not in known]
+    if missing and has_topic(log, SAMPLES):
+        found = f"{len(missing)} events of the past are not in this log, and a stream has run on it: it would take them"
+        msg = f"{found} for late or judge pages without their clicks; import into a new log, before a stream is started"
+        raise SourceError(msg)
+    log.append(EVENTS, [Entry(event.session_id, payload, event.time_ms) for event, payload in missing])
+    return [event for event, _ in missing]
 
 
 def _rows(directory: Path, name: str) -> list[dict[str, Any]]:

@@ -61,9 +61,15 @@ class EventLog(Protocol):
     def close(self) -> None: ...
 
 
-def ensure_topic(log: EventLog, topic: str, partitions: int) -> None:
-    """Make the topic if it is not there; the number of partitions of one that is there stays what it is."""
+def has_topic(log: EventLog, topic: str) -> bool:
     try:
         log.partitions(topic)
     except LogError:
+        return False
+    return True
+
+
+def ensure_topic(log: EventLog, topic: str, partitions: int) -> None:
+    """Make the topic if it is not there; the number of partitions of one that is there stays what it is."""
+    if not has_topic(log, topic):
         log.create(topic, partitions)

@@ -9,7 +9,7 @@ import msgspec
 import pandas as pd
 import pytest
 
-from pageturn.ebnerd import import_ebnerd
+from pageturn.ebnerd import SourceError, import_ebnerd
 from pipeline.config.reading import load_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.events import decode
@@ -97,13 +97,52 @@ def test_nothing_is_lost_by_the_count_of_ids(ebnerd_dir: Path, tmp_path: Path) -
     assert result.open == 0
 
 
-def test_a_second_import_changes_no_output(ebnerd_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0.0, 0.4, 1.0])
+def test_an_import_that_was_killed_is_repeated_and_adds_what_is_missing(
+    ebnerd_dir: Path, tmp_path: Path, kept: float
+) -> None:
+    config = load_config(ROOT / "feature_configs" / "ebnerd.yaml")
+    log = open_log(f"file://{tmp_path}/whole")
+    log.create(EVENTS, 3)
+    first = import_ebnerd(ebnerd_dir, config, log, None)
+    whole = [log.read(EVENTS, partition, 0, 1_000_000) for partition in range(3)]
+    log.close()
+
+    cut = open_log(f"file://{tmp_path}/cut")
+    cut.create(EVENTS, 3)
+    for records in (whole[0], whole[1][: int(kept * len(whole[1]))]):
+        cut.append(EVENTS, [Entry(r.key, r.payload, r.appended_at_ms) for r in records])
+    there = sum(cut.end_offset(EVENTS, partition) for partition in range(3))
+    again = import_ebnerd(ebnerd_dir, config, cut, None)
+    assert again.impressions + again.feedback == first.impressions + first.feedback - there
+    assert [cut.read(EVENTS, partition, 0, 1_000_000) for partition in range(3)] == whole
+    assert import_ebnerd(ebnerd_dir, config, cut, None)[:2] == (0, 0)
+
+
+def test_a_second_import_into_a_log_that_was_streamed_adds_nothing(ebnerd_dir: Path, tmp_path: Path) -> None:
+    log, config = stream(ebnerd_dir, tmp_path, 30)
+    assert import_ebnerd(ebnerd_dir, config, log, None)[:2] == (0, 0)
+
+
+def test_the_past_is_not_imported_behind_a_stream_that_has_read_on(ebnerd_dir: Path, tmp_path: Path) -> None:
+    """It would have closed pages whose clicks are in a part of the log that it had not been given yet."""
+    config = load_config(ROOT / "feature_configs" / "ebnerd.yaml")
+    url = f"file://{tmp_path}/log"
+    log = open_log(url)
+    log.create(EVENTS, 3)
+    run_stream(config, url, tmp_path / "state", until_idle=True, stop=threading.Event())
+    with pytest.raises(SourceError, match=r"3673 events .* import into a new log, before a stream is started"):
+        import_ebnerd(ebnerd_dir, config, log, None)
+    assert [log.end_offset(EVENTS, partition) for partition in range(3)] == [0, 0, 0]
+
+
+def test_events_delivered_again_change_no_page(ebnerd_dir: Path, tmp_path: Path) -> None:
     log, config = stream(ebnerd_dir, tmp_path, 30)
     before = {p.id: p for p in read(log, SAMPLES, Page)}
-    import_again = [
+    delivered = [
         record for partition in range(log.partitions(EVENTS)) for record in log.read(EVENTS, partition, 0, 1_000_000)
     ]
-    last = max(record.appended_at_ms for record in import_again)
-    log.append(EVENTS, [Entry(r.key, r.payload, last) for r in import_again])
+    last = max(record.appended_at_ms for record in delivered)
+    log.append(EVENTS, [Entry(r.key, r.payload, last) for r in delivered])
     run_stream(config, f"file://{tmp_path}/log", tmp_path / "state", until_idle=True, stop=threading.Event())
     assert {p.id: p for p in read(log, SAMPLES, Page)} == before
