@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,17 @@ from msgspec import structs
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
-from model_export.candidate import EXTRA, MODEL, PARAMETERS, RECORD, WARM_UP, Candidate, Probe, encode_candidate
+from model_export.candidate import (
+    EXTRA,
+    MODEL,
+    PARAMETERS,
+    RECORD,
+    WARM_UP,
+    Candidate,
+    CandidateError,
+    Probe,
+    encode_candidate,
+)
 from pipeline import durable
 from pipeline.config.schema import Bits, Dense, Feature, FeatureConfig
 from pipeline.config.schema import Sequence as SequenceFeature
@@ -58,10 +70,16 @@ class PolicyModel(tf.Module):
 
 
 class Exporter:
-    """Writes candidates to staging. Callable as the trainer's `export`."""
+    """Writes candidates to staging. Callable as the trainer's `export`.
+
+    Raises: CandidateError where staging cannot be written, at the start rather than after the first round.
+    """
 
     def __init__(self, config: FeatureConfig, staging: Path) -> None:
         self._config, self._staging = config, staging
+        for policy in config.learned_policies():
+            with _explained(staging / policy):
+                (staging / policy).mkdir(parents=True, exist_ok=True)
         self._model = PolicyModel(config)
 
     def __call__(self, training: Training, created_ms: int) -> tuple[Path, ...]:
@@ -77,8 +95,9 @@ class Exporter:
             temporary = final.with_name(f".tmp-{candidate.id}")
             shutil.rmtree(temporary, ignore_errors=True)
             self._model.copy_from(training.learner, k)
-            self._write(temporary, candidate, training.snapshot, judged.inputs)
-            durable.rename(temporary, final)
+            with _explained(final):
+                self._write(temporary, candidate, training.snapshot, judged.inputs)
+                durable.rename(temporary, final)
         return tuple(self._folder(candidate) for candidate in candidates)
 
     def _folder(self, candidate: Candidate) -> Path:
@@ -92,6 +111,17 @@ class Exporter:
         write_warm_up(model / WARM_UP, candidate.model_name, inputs)
         (folder / RECORD).write_bytes(encode_candidate(candidate))
         durable.sync_tree(folder)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """TensorFlow reports a full disk with errors of its own."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        found = error.strerror if isinstance(error, OSError) else error.message
+        message = f"staging folder {path}: cannot be written: {found}"
+        raise CandidateError(message) from error
 
 
 class _Judged(NamedTuple):

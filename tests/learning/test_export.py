@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from model_export.candidate import MODEL, PARAMETERS, WARM_UP, read_candidate
+from model_export.candidate import MODEL, PARAMETERS, WARM_UP, CandidateError, read_candidate
 from model_export.export import Exporter, bootstrap
 from pipeline.config.schema import (
     Bits,
@@ -192,3 +192,17 @@ def test_fallback_pages_are_counted_apart(config, make_transition, tmp_path: Pat
     candidate = read_candidate(path)
     assert candidate.pages == {"policy": 1, "fallback": 1}
     assert candidate.explored == 1
+
+
+def test_a_staging_folder_that_cannot_be_written_is_named_at_once(config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CandidateError, match=r"staging folder .*/file/staging/p1: cannot be written: Not a directory"):
+        Exporter(config, tmp_path / "file" / "staging")
+
+
+def test_a_staging_folder_that_breaks_later_is_named_as_well(config, training, tmp_path: Path) -> None:
+    exporter = Exporter(config, tmp_path)
+    (tmp_path / "p2").rmdir()
+    (tmp_path / "p2").touch()
+    with pytest.raises(CandidateError, match=r"staging folder .*/p2/0+140: cannot be written: .*not a directory"):
+        exporter(training, created_ms=42)
