@@ -73,7 +73,7 @@ class Decision(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown
     policy: str
     bucket: str
     actions: tuple[Action, ...] = ()
-    model_version: int | None = None
+    model_version: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None  # 64 bits, as the model server has it
     parameters: str | None = None  # content hash of the parameter snapshot the features were encoded with
     config_sha: str | None = None  # hash of the state, features and actions of the feature config
     fallback_reason: str | None = None

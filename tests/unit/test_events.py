@@ -83,6 +83,11 @@ REFUSED = {
     "long_id": (with_(FEEDBACK, session_id="s" * 257), "malformed", "<= 256, found"),
     "nested_id": (with_(IMPRESSION, items=[{"item_id": ""}]), "malformed", 'found "" - at `$.items[0].item_id`'),
     "time_in_microseconds": (with_(FEEDBACK, time_ms=1_700_000_000_000_000), "malformed", "found 1700000000000000"),
+    "huge_version": (
+        with_(IMPRESSION, decision={**IMPRESSION["decision"], "model_version": 2**63}),  # no archive has a place for it
+        "malformed",
+        "at `$.decision.model_version`",
+    ),
     "huge_value": (with_(FEEDBACK, value=1e16), "malformed", "found 1e+16 - at `$.value`"),
     "a_key_twice": (with_(IMPRESSION, items=[{"item_id": ""}])[:-1] + b',"items":[]}', "malformed", "item_id"),
     "oversized": (with_(FEEDBACK, event_id="e" * MAX), "oversized", f"expected at most {MAX} bytes, found 100"),
