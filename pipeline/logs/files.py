@@ -115,9 +115,10 @@ class FileLog:
             return self._tail(topic, partition).catch_up().offset
 
     def sync(self) -> None:
+        """By the tails: they are at what was appended here, and at what others did (or died of) up to an end asked."""
         with self._mutex, explained(self._directory):
-            for writer in self._writers.values():
-                writer.sync()
+            for tail in self._tails.values():
+                tail.sync()
 
     def close(self) -> None:
         with self._mutex:
@@ -263,6 +264,7 @@ class _Writer:
         self._fd = os.open(segment_path(self._folder, self._base), os.O_WRONLY | os.O_APPEND)
 
     def _create_segment(self) -> None:
+        self.sync()  # whoever comes later syncs the last segment only
         os.close(os.open(segment_path(self._folder, self._tail.offset), os.O_CREAT | os.O_WRONLY, 0o666))
         durable.sync(self._folder)
         self._tail.catch_up()

@@ -56,7 +56,8 @@ class EventLog(Protocol):
         """The offset that the next record will get."""
 
     def sync(self) -> None:
-        """Force to the disk what was appended, whatever the engine's settings: before a snapshot relies on it."""
+        """Force to the disk what a snapshot may now rely on, whatever the engine's settings: what was appended here,
+        and what others appended before the end offsets that were asked for."""
 
     def close(self) -> None: ...
 

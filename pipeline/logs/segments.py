@@ -66,6 +66,10 @@ class Blocks:
         self.offset += lines
         self.position += size
 
+    def sync(self) -> None:
+        if self._fd >= 0:
+            os.fsync(self._fd)
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -173,6 +177,10 @@ class Tail:
     def wrote(self, lines: int, size: int, stamp: int) -> None:
         self._blocks.skip(lines, size)
         self.stamp = stamp
+
+    def sync(self) -> None:
+        """Force the last segment to the disk; those before it are there."""
+        self._blocks.sync()
 
     def close(self) -> None:
         self._blocks.close()

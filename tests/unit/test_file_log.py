@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.logs import files
 from pipeline.logs.files import FileLog, partition_of
 from pipeline.logs.lines import decode_line, encode_line
 from pipeline.logs.log import Entry, LogError, Record
@@ -201,6 +202,42 @@ def test_sequential_reads_do_not_read_again(folder: Path, monkeypatch: pytest.Mo
     for offset in range(0, 1_000, 10):
         assert len(reader.read("t", 0, offset, 10)) == 10
     assert amount < 1.5 * segments(folder)[0].stat().st_size
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inodes that were forced to the disk, in order."""
+    inodes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: inodes.append(os.fstat(fd).st_ino))
+    return inodes
+
+
+def test_sync_covers_what_a_writer_that_died_left_in_memory(folder: Path, synced: list[int]) -> None:
+    """A snapshot says how far the log goes, whoever wrote it."""
+    make(folder).append("t", [Entry("k", b"1")])
+    successor = FileLog(folder)
+    assert successor.end_offset("t", 0) == 1
+    synced.clear()
+    successor.sync()
+    assert synced == [segments(folder)[0].stat().st_ino]
+
+
+def test_a_segment_is_on_the_disk_before_the_next_one_appears(
+    folder: Path, synced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make(folder, segment_bytes=10)
+    log.append("t", [Entry("k", b"1")])
+    (first,) = segments(folder)
+    synced.clear()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "sync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        log.append("t", [Entry("k", b"2")])
+    assert len(segments(folder)) == 2
+    assert synced == [first.stat().st_ino]
 
 
 @pytest.mark.parametrize("policy", ["append", "roll"])
