@@ -11,7 +11,7 @@ from pipeline.agent.policies import OUTPUT, Pinned
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.config.schema import ActionDimension
 from pipeline.serving.client import Prediction
-from pipeline.serving.errors import BadRequest, NotServed, ServingError, TooLate, Unavailable
+from pipeline.serving.errors import NotServed, ServingError, TooLate, Unavailable
 
 _ROUNDING = 1e-4  # of the range: the model clips in float32
 
@@ -64,7 +64,4 @@ def reason_of(error: ServingError) -> Reason:
             return Reason.TIMEOUT
         case Unavailable():
             return Reason.UNAVAILABLE
-        case BadRequest():
-            return Reason.REFUSED
-        case _:
-            return Reason.REFUSED
+    return Reason.REFUSED

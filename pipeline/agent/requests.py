@@ -23,7 +23,8 @@ from pipeline.records import (
 
 MAX_ID_LENGTH = 256
 MAX_PAGE_INDEX = 2**31 - 1
-MAX_TIME_MS = 2**63 - 1
+MAX_TIME_MS = 253_402_300_799_999  # the year 9999, as records.Time
+MAX_VALUE = 1e15  # as records.Feedback
 MAX_ITEMS = 1_000
 
 
@@ -77,8 +78,8 @@ def admit_feedback(feedback: Feedback) -> Feedback:
     if not isinstance(feedback.kind, FeedbackKind):
         _refuse("kind", f"one of {', '.join(kind.value for kind in FeedbackKind)}", repr(feedback.kind))
     value = _number("value", feedback.value)
-    if value is None:
-        _refuse("value", "a finite number", repr(feedback.value))
+    if value is None or abs(value) > MAX_VALUE:
+        _refuse("value", f"a number from {-MAX_VALUE:g} to {MAX_VALUE:g}", repr(feedback.value))
     return Feedback(
         SCHEMA_VERSION,
         _id("event_id", feedback.event_id),

@@ -16,8 +16,9 @@ import pytest
 from pipeline.agent.acting import recompute
 from pipeline.agent.agent import Agent, AgentRequestError, AgentSettings, PageRequest
 from pipeline.agent.buckets import on_canary
+from pipeline.agent.requests import MAX_PAGE_INDEX, MAX_TIME_MS, MAX_VALUE
 from pipeline.config.reading import parse_config
-from pipeline.events import parse
+from pipeline.events import Refusal, encode, parse
 from pipeline.features.encoder import Encoder
 from pipeline.features.inputs import model_inputs
 from pipeline.features.moments import Moments
@@ -710,6 +711,43 @@ def test_wrong_feedback_is_the_callers_mistake(world: World, changes):
     with world.agent() as agent, pytest.raises(AgentRequestError, match="expected"):
         agent.report(feedback(**changes))
     assert world.log.entries == []
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"time_ms": MAX_TIME_MS},
+        {"value": MAX_VALUE},
+        {"value": -MAX_VALUE},
+        {"event_id": "\N{SNOWMAN}" * 256},
+        {"request_id": "r" * 256},
+    ],
+)
+def test_the_stream_takes_whatever_feedback_the_agent_takes(world: World, extreme):
+    with world.agent() as agent:
+        assert agent.report(feedback(**extreme))
+    assert parse(world.log.entries[0].payload, 10**6) == feedback(**extreme)
+    with world.agent() as agent:
+        for field in extreme.keys() & {"time_ms", "value"}:
+            beyond = {field: type(extreme[field])(extreme[field] * 1.001)}
+            assert isinstance(parse(encode(feedback(**beyond)), 10**6), Refusal)
+            with pytest.raises(AgentRequestError, match=f"{field}: expected"):
+                agent.report(feedback(**beyond))
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"time_ms": MAX_TIME_MS},
+        {"index": MAX_PAGE_INDEX},
+        {"context": {"big": 2**64 - 1, "small": -(2**63), "nan": math.nan, "bits": (True, 1.5, "x"), "none": None}},
+        {"items": (Item("x", math.inf, -0.0, {"f": (1, 2)}),)},
+    ],
+)
+def test_the_stream_takes_whatever_page_the_agent_takes(world: World, extreme):
+    with world.agent() as agent:
+        agent.decide(page(CONTROL[0], **extreme), LONG_S)
+    assert isinstance(parse(world.log.entries[0].payload, 10**6), Impression)
 
 
 def test_an_agent_without_a_log_decides_and_takes_no_feedback(world: World):
