@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.logs import files
+from pipeline import durable
 from pipeline.logs.files import FileLog, partition_of
 from pipeline.logs.lines import decode_line, encode_line
 from pipeline.logs.log import Entry, LogError, Record
@@ -233,7 +233,7 @@ def test_a_segment_is_on_the_disk_before_the_next_one_appears(
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "sync", killed)
+    monkeypatch.setattr(durable, "sync", killed)
     with pytest.raises(KeyboardInterrupt):
         log.append("t", [Entry("k", b"2")])
     assert len(segments(folder)) == 2
