@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -55,32 +57,55 @@ def _is_raw(dead_letter: bytes) -> bool:
 def count(log: EventLog, state_dir: Path) -> Counts:
     """Counts as of the last snapshot (the outputs of a running stream are a little ahead of it)."""
     snapshot = SnapshotFile(state_dir).load()
-    pages = [page_identity(payload) for payload in _distinct(log, SAMPLES)]
-    transitions = _distinct(log, TRANSITIONS)
+    joined, pages, sessions = _pages(log)
+    transitions, terminal = _transitions(log)
     return Counts(
         read=sum(snapshot.progress.positions.values()) if snapshot else 0,
-        joined=sum(1 + len(page.feedback) for page in pages),
-        duplicate=len(_distinct(log, DUPLICATES)),
-        late=len(_distinct(log, LATE)),
-        orphan=len(_distinct(log, ORPHANS)),
+        joined=joined,
+        duplicate=_size(log, DUPLICATES),
+        late=_size(log, LATE),
+        orphan=_size(log, ORPHANS),
         dead=sum(_is_raw(payload) for payload in _distinct(log, DEAD_LETTERS)),
         open=_open(snapshot) if snapshot else 0,
-        pages=len(pages),
-        sessions=len({page.impression.session_id for page in pages}),
-        transitions=len(transitions),
-        terminal=sum(msgspec.json.decode(payload, type=_Discount).discount == 0 for payload in transitions),
-        episodes=len(_distinct(log, EPISODES)),
+        pages=pages,
+        sessions=sessions,
+        transitions=transitions,
+        terminal=terminal,
+        episodes=_size(log, EPISODES),
     )
 
 
-def _distinct(log: EventLog, topic: str) -> list[bytes]:
+def _pages(log: EventLog) -> tuple[int, int, int]:
+    """Events joined, pages, sessions."""
+    joined, pages, sessions = 0, 0, set()
+    for payload in _distinct(log, SAMPLES):
+        page = page_identity(payload)
+        joined += 1 + len(page.feedback)
+        pages += 1
+        sessions.add(page.impression.session_id)
+    return joined, pages, len(sessions)
+
+
+def _transitions(log: EventLog) -> tuple[int, int]:
+    """All, and the terminal ones."""
+    discounts = Counter(
+        msgspec.json.decode(payload, type=_Discount).discount for payload in _distinct(log, TRANSITIONS)
+    )
+    return discounts.total(), discounts[0.0]
+
+
+def _size(log: EventLog, topic: str) -> int:
+    return sum(1 for _ in _distinct(log, topic))
+
+
+def _distinct(log: EventLog, topic: str) -> Iterator[bytes]:
     """One payload per record; a record that a log took twice has the same id and the same bytes."""
-    records: dict[tuple[str, bytes], bytes] = {}
+    seen: set[bytes] = set()
     for record in read_all(log, topic):
-        name = identity(topic, record.payload)
-        if name is not None:
-            records.setdefault((name, xxhash.xxh3_128_digest(record.payload)), record.payload)
-    return list(records.values())
+        digest = xxhash.xxh3_128_digest(record.payload)
+        if digest not in seen and identity(topic, record.payload) is not None:
+            seen.add(digest)
+            yield record.payload
 
 
 def _open(snapshot: Snapshot) -> int:

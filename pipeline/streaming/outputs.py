@@ -9,7 +9,7 @@ from msgspec import Raw, Struct
 
 from pipeline.logs.log import SAMPLES, EventLog, Record
 
-_READ = 5_000
+_READ = 250  # records, of up to 1 MB each
 
 
 class PageHead(Struct):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,19 @@ def test_a_transition_that_the_trainer_refused_is_no_lost_event(tmp_path: Path, 
     letter = DeadLetter(letter_id, "malformed", "", 5, "s", b"x")
     log.append(DEAD_LETTERS, [Entry("s", encode(letter)), Entry("s", encode(letter))])
     assert count(log, tmp_path / "state").dead == dead
+
+
+def test_counting_does_not_hold_the_log_in_memory(tmp_path: Path) -> None:
+    log = open_log(f"file://{tmp_path}/log")
+    for topic in OUTPUTS:
+        log.create(topic, 1)
+    size = 50_000
+    for number in range(2_000):
+        letter = DeadLetter(f"0:{number}", "malformed", "", 5, "s", b"x" * size)
+        log.append(DEAD_LETTERS, [Entry("s", encode(letter))])
+    tracemalloc.start()
+    try:
+        assert count(log, tmp_path / "state").dead == 2_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000 * size
+    finally:
+        tracemalloc.stop()
