@@ -29,6 +29,9 @@ class Unusable(NamedTuple):
     detail: str
 
 
+NO_ACTION = "no_action"  # nothing is wrong with such a page: it only says nothing about any action
+
+
 def read_transition(payload: bytes) -> Transition | Unusable:
     try:
         transition = decode(payload, Transition)
@@ -61,9 +64,14 @@ def to_example(transition: Transition, config: FeatureConfig, encoder: Encoder) 
 
 
 def _executed(decision: Decision, dimensions: tuple[ActionDimension, ...]) -> np.ndarray | Unusable:
-    """The executed action in the order of the config; a page of the baseline need not say what that is."""
+    """The executed action in the order of the config; a page of the baseline need not say what that is.
+
+    A fallback page without one was served in the order in which it came, which is that of no action.
+    """
     values = {a.name: a.value for a in decision.actions}
-    if not values and decision.decided_by is not DecidedBy.POLICY:
+    if not values and decision.decided_by is DecidedBy.FALLBACK:
+        return Unusable(NO_ACTION, "expected an executed action, found none: the received order was served")
+    if not values and decision.decided_by is DecidedBy.BASELINE:
         values = {d.name: d.baseline for d in dimensions}
     expected = {d.name for d in dimensions}
     if values.keys() != expected:

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.inputs import config_sha
 from pipeline.learning.errors import CheckpointError
-from pipeline.records import DecidedBy, Transition
+from pipeline.records import DecidedBy, Decision, Transition
 
 
 class Progress(Struct, forbid_unknown_fields=True):
@@ -40,6 +40,9 @@ class Progress(Struct, forbid_unknown_fields=True):
         self.reward_abs_max = max(self.reward_abs_max, abs(transition.reward))
         if decision.decided_by is DecidedBy.POLICY:
             self.explored[decision.policy] = self.explored.get(decision.policy, 0) + 1
+        self.count_page(decision)
+
+    def count_page(self, decision: Decision) -> None:
         pages = self.pages.setdefault(decision.policy, {})
         pages[decision.decided_by.value] = pages.get(decision.decided_by.value, 0) + 1
 

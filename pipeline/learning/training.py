@@ -20,7 +20,7 @@ from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
 from pipeline.learning.ddpg import Batch, Ddpg
 from pipeline.learning.errors import DivergenceError
-from pipeline.learning.ingestion import Example, Unusable, read_transition, to_example
+from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_transition, to_example
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
 from pipeline.learning.replay import Origins, RecentIds, Replay
 from pipeline.logs.log import TRANSITIONS, Record
@@ -65,7 +65,10 @@ class Training:
     # Ingestion -------------------------------------------------------------------------------------------------------
 
     def ingest(self, record: Record) -> DeadLetter | None:
-        """Take one record of the transitions topic: learn from it, know it already, or give it back with a reason."""
+        """Take one record of the transitions topic: learn from it, know it already, or give it back with a reason.
+
+        A page that was served without an action is counted and left at that.
+        """
         self.progress.positions[record.partition] = record.offset + 1
         transition = read_transition(record.payload)
         if isinstance(transition, Unusable):
@@ -75,9 +78,13 @@ class Training:
             self.progress.duplicates += 1
             return None
         example = to_example(transition, self.config, self.encoder)
-        if isinstance(example, Unusable):
+        if isinstance(example, Unusable) and example.reason != NO_ACTION:
             return self._refuse(record, example)
         self._recent.add(digest)
+        if isinstance(example, Unusable):
+            self.progress.refuse(NO_ACTION)
+            self.progress.count_page(transition.decision)
+            return None
         self._statistics.update(example.rows[:1])
         self._remember(example, record)
         self.progress.count(transition)

@@ -21,8 +21,8 @@ from pipeline.learning.progress import Progress
 from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
-from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError
-from pipeline.records import DeadLetter
+from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError, has_topic
+from pipeline.records import DeadLetter, DecidedBy, Decision
 
 N = 300
 Weights = dict[str, np.ndarray]
@@ -131,6 +131,25 @@ def test_what_is_refused_becomes_a_dead_letter(config, write, make_transition, t
     assert [(x.reason, x.payload) for x in letters] == [("malformed", b"{"), ("discount", wrong)]
     partition, offset = letters[0].id.removeprefix("transitions/").split(":")
     assert log.read(TRANSITIONS, int(partition), int(offset), 1)[0].payload == b"{"
+
+
+def test_a_page_served_as_it_came_is_counted_and_teaches_nothing(
+    config, write, make_transition, tmp_path: Path
+) -> None:
+    """Its scores could not be fused, so its order is that of no action. That is no dead letter either."""
+    pages: dict[str, int] = {}
+    decision = Decision(DecidedBy.FALLBACK, "p1", "bucket", fallback_reason="scores")
+    served = encode(make_transition(1, id="as received", decision=decision, reward=1e6))
+    progress = run(
+        config,
+        write(range(70), extra=(served, served)),
+        tmp_path / "work",
+        export=lambda t, _: pages.update(t.progress.pages["p1"]),
+    )
+    assert (progress.ingested, progress.duplicates, progress.refused) == (70, 1, {"no_action": 1})
+    assert pages == {"policy": 23, "fallback": 1}
+    assert progress.reward_abs_max < 10
+    assert not has_topic(FileLog(tmp_path / "log"), DEAD_LETTERS)
 
 
 def test_metrics_have_a_line_per_round(config, write, tmp_path: Path) -> None:
