@@ -93,7 +93,7 @@ def every_version(
         *step_change(config.action, actions, accepted, rules.max_step_change),
         total_change(config.action, actions, certified, rules.max_total_change),
         drift(config.features, moments, accepted, rules.max_drift),
-        fallback_share(candidate.pages, rules.max_fallback_share),
+        fallback_share(candidate.pages, accepted, rules.max_fallback_share),
     )
 
 
@@ -140,8 +140,12 @@ def divergence(candidate: Candidate) -> Check:
 
 
 def new_transitions(candidate: Candidate, accepted: Reference | None, bound: int) -> Check:
-    new = candidate.transitions - (accepted.transitions if accepted else 0)
-    return Check("new_transitions", float(new), float(bound), new >= bound, new, f">= {bound}")
+    """A candidate that has learned from fewer than the version in use is of a trainer that began anew: all are new."""
+    before = accepted.transitions if accepted else 0
+    anew = candidate.transitions < before
+    new = candidate.transitions - (0 if anew else before)
+    note = f"of a trainer that began anew; version {accepted.version} had {before}" if accepted and anew else ""
+    return Check("new_transitions", float(new), float(bound), new >= bound, new, f">= {bound}", note)
 
 
 def inside_range(dimensions: Sequence[ActionDimension], actions: Actions) -> Check:
@@ -197,7 +201,10 @@ def drift(
     return at_most("drift", known[worst], bound, n=len(known), note=f"feature {worst}")
 
 
-def fallback_share(pages: Mapping[str, int], bound: float) -> Check:
+def fallback_share(pages: Mapping[str, int], accepted: Reference | None, bound: float) -> Check:
+    """Agents of this config cannot use a version of another one: they fall back until the first of this one is out."""
+    if accepted is None:
+        return _not_comparable("fallback_share", bound)
     total = sum(pages.values())
     if not total:
         return Check("fallback_share", None, bound, True, 0, f"<= {bound:g}", "no pages since the last candidate")

@@ -153,6 +153,19 @@ def test_after_a_change_of_config_the_sum_is_measured_against_the_baseline() -> 
     assert found["drift"].passed
 
 
+def test_after_a_change_of_config_pages_that_fell_back_are_no_reason_to_refuse_for_ever() -> None:
+    """No agent can use the old version, so all pages fall back until the first version of the new config is out."""
+    found = every_version(CONFIG, candidate(pages={"fallback": 1_000}), AGE, None, None)
+    assert first_failure(found) is None
+
+
+def test_a_trainer_that_began_anew_need_not_catch_up_with_the_one_before() -> None:
+    found = judged(candidate(transitions=100), reference(transitions=10_000_000), reference())["new_transitions"]
+    assert (found.value, found.passed) == (100, True)
+    assert "version 7 had 10000000" in found.note
+    assert not judged(candidate(transitions=99), reference(), reference())["new_transitions"].passed
+
+
 def test_a_bound_that_is_the_baseline_is_no_fault() -> None:
     dimension = ActionDimension(name="a", baseline=0.0, range=(0.0, 1.0))
     assert checks.at_bounds((dimension,), [[0.0], [0.0]], 0.5).value == 0.0
