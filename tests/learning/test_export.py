@@ -150,6 +150,14 @@ def test_a_candidate_says_what_it_learned_from(training, exported) -> None:
     assert len(candidate.probes) == 5
 
 
+def test_statistics_are_those_of_each_state_once_up_to_the_last_round(config, exported) -> None:
+    """A next state is the state of the transition after it: counted with both, it would count twice."""
+    seen = [raw_state(i).user["x"] for i in range(128)]
+    moments = Snapshot.from_bytes((exported["p1"] / MODEL / PARAMETERS).read_bytes(), config).moments["x"]
+    assert moments.count == 128
+    assert (moments.mean, moments.std) == pytest.approx((np.mean(seen), np.std(seen)))
+
+
 def test_probes_are_states_of_the_baselines_pages_with_their_lookups(exported) -> None:
     baseline_states = [raw_state(i) for i in range(0, 140, 3)]
     for probe in read_candidate(exported["p1"]).probes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from pipeline.durable import BusyError, exclusive
 from pipeline.events import decode, encode
 from pipeline.learning.errors import CheckpointError
 from pipeline.learning.progress import Progress
+from pipeline.learning.replay import Replay, Sampled
 from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
@@ -111,6 +113,20 @@ def test_stopping_and_resuming_changes_nothing(config, make_config, write, tmp_p
     progress = run(config, url, tmp_path / "parts")
     assert (progress.ingested, progress.updates, progress.owed) == (whole.ingested, whole.updates, whole.owed)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_no_two_updates_draw_alike(config, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that began anew in each round would choose the same places of the replay for ever."""
+    draws: list[bytes] = []
+    sample = Replay.sample
+
+    def spied(self: Replay, rng: np.random.Generator, n: int) -> Sampled:
+        draws.append(copy.deepcopy(rng).bytes(16))
+        return sample(self, rng, n)
+
+    monkeypatch.setattr(Replay, "sample", spied)
+    run(config, write(), tmp_path / "work")
+    assert len(set(draws)) == len(draws) == 4
 
 
 def test_other_transitions_give_other_weights(config, write, tmp_path: Path) -> None:
