@@ -25,7 +25,7 @@ class SimulationError(PageturnError):
 class Params(Struct, frozen=True, forbid_unknown_fields=True):
     # the page
     catalogue: int = 601  # items; prime, so that any stride visits all of them
-    candidates: int = 30
+    candidates: int = 40
     page_size: int = 10
     attention_decay: float = 0.12  # the item at position k is looked at 1 / (1 + decay * k) of the time
     vector_dim: int = 4
@@ -33,30 +33,30 @@ class Params(Struct, frozen=True, forbid_unknown_fields=True):
 
     # items and the ranker
     click_level: float = -2.2
-    click_lean: float = 0.7  # the ranker has learned from other traffic, that clicks on shows
+    click_lean: float = 1.2  # the ranker has learned from other traffic, that clicks on shows
     pay_level: float = -1.5
-    pay_lean: float = -1.2
+    pay_lean: float = -1.8
     item_spread: float = 0.3  # of an item's own level, standard deviation
-    affinity: float = 0.5  # of a user's own taste for an item
-    ranker_noise: float = 0.4
+    affinity: float = 0.3  # of a user's own taste for an item
+    ranker_noise: float = 0.3
 
     # who comes
     buyer_level: float = -0.25
     buyer_taste: float = 1.1  # how much users differ
     buyer_hour: float = 0.35  # around noon and in the evening people buy
     buyer_entrance: float = 0.45  # those who come from a search rather buy, those who come from a push rather browse
-    habit_noise: float = 0.5
-    history_buyer: float = 0.68  # share of deals among the items clicked last
-    history_browser: float = 0.36
-    active_buyer: float = 0.25  # share of recent pages with a click
-    active_browser: float = 0.45
+    habit_noise: float = 0.8
+    history_buyer: float = 0.62  # share of deals among the items clicked last
+    history_browser: float = 0.42
+    active_buyer: float = 0.3  # share of recent pages with a click
+    active_browser: float = 0.42
     patience_spread: float = 0.3
 
     # clicks and orders
-    buyer_click_lean: float = -1.8
-    browser_click_lean: float = -1.4
+    buyer_click_lean: float = -2.2
+    browser_click_lean: float = -1.7
     click_trust: float = 0.5
-    click_goodwill: float = 2.0  # browsers in a good mood click more
+    click_goodwill: float = 1.0  # browsers in a good mood click more
     click_saturation: float = 0.5  # shows wear off
     buyer_order: float = 0.3
     browser_order: float = -0.8
@@ -64,33 +64,33 @@ class Params(Struct, frozen=True, forbid_unknown_fields=True):
     # moods, each in [0, 1]: a step towards what the page gave
     trust_rate: float = 0.3  # towards whether the page had a click
     trust_start: float = 0.5
-    goodwill_rate: float = 0.4  # towards how amusing it was
+    goodwill_rate: float = 0.3  # towards how amusing it was
     goodwill_start: float = 0.3
-    goodwill_level: float = 0.35
-    goodwill_lean: float = 1.0
-    goodwill_saturation: float = 0.6
-    saturation_rate: float = 0.25  # towards how much of a show it was
-    saturation_lean: float = 1.5
+    goodwill_level: float = 0.25
+    goodwill_lean: float = 1.4
+    goodwill_saturation: float = 1.0
+    saturation_rate: float = 0.4  # towards how much of a show it was
+    saturation_lean: float = 2.0
 
     # leaving
     buyer_leave: float = -0.9
     buyer_leave_idle: float = 0.5  # per page in a row without a click
     buyer_leave_order: float = 3.0
     buyer_leave_lean: float = 0.3
-    browser_leave: float = -1.5
+    browser_leave: float = -1.3
     browser_leave_idle: float = 0.15
-    browser_leave_lean: float = -0.7
+    browser_leave_lean: float = -0.6
     browser_leave_saturation: float = 0.6
-    browser_leave_goodwill: float = -2.5
+    browser_leave_goodwill: float = -2.0
     leave_trust: float = -0.5
     max_pages: int = 40  # where a simulated session is cut
 
     # time, in seconds of the user's
-    glance_s: float = 6.0
+    glance_s: float = 5.0
     amused_s: float = 10.0  # more, on a page of shows, for browsers
-    click_s: float = 8.0
-    order_delay_s: float = 12.0  # mean; a reaction may come pages later
-    order_delay_max_s: float = 60.0
+    click_s: float = 3.0
+    order_delay_s: float = 10.0  # after the click, so that an order may come pages later
+    order_delay_max_s: float = 40.0
 
     # coming back: which visits look at the feed at all
     exposure_level: float = 0.25
@@ -103,14 +103,14 @@ class Params(Struct, frozen=True, forbid_unknown_fields=True):
 class Objective(Struct, frozen=True, forbid_unknown_fields=True):
     """What is maximised, and with which action: the parts of a feature config that a yardstick depends on."""
 
-    phi: float = 0.12
+    phi: float = 0.07
     low: float = 0.0
     high: float = 2.0
     baseline: float = 1.0
     gamma: float = 0.95
     reward: Reward = Reward(
         weights={"click": 1.0, "order": 4.0},
-        penalties=Penalties(page_without_conversion=0.4, leave_without_conversion=0.8),
+        penalties=Penalties(page_without_conversion=0.45, leave_without_conversion=0.9),
     )
 
     @classmethod
@@ -136,6 +136,10 @@ class Objective(Struct, frozen=True, forbid_unknown_fields=True):
 class World(Struct, frozen=True):
     params: Params = Params()
     objective: Objective = Objective()
+
+    @classmethod
+    def of(cls, config: FeatureConfig) -> World:
+        return cls(objective=Objective.of(config))
 
     @property
     def sha256(self) -> str:
