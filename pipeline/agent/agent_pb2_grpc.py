@@ -71,6 +71,7 @@ class AgentServicer:
 
     def Report(self, request, context):
         """What users did. UNAVAILABLE where the agent could not take all of it: send it again, with the same event ids.
+        INVALID_ARGUMENT where one of the events is wrong: then none was taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

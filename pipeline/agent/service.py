@@ -19,6 +19,7 @@ from msgspec import Struct
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc, translate
 from pipeline.agent.agent import Agent, AgentRequestError, PageDecision, PageRequest
+from pipeline.agent.requests import admit_feedback
 from pipeline.errors import PageturnError
 
 SERVICE = "pageturn.v1.Agent"
@@ -73,7 +74,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         if not self._agent.logs:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this agent has no event log")
         try:
-            feedback = [translate.to_feedback(each, self._agent.now_ms()) for each in request.feedback]
+            feedback = [admit_feedback(translate.to_feedback(each, self._agent.now_ms())) for each in request.feedback]
             taken = [self._agent.report(each) for each in feedback]
         except AgentRequestError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

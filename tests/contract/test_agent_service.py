@@ -313,12 +313,15 @@ def test_feedback_is_logged(world: World, agent: AgentStub):
 
 
 @pytest.mark.parametrize("wrong", [{"kind": 0}, {"kind": 99}, {"event_id": ""}, {"value": float("inf")}])
-def test_wrong_feedback_is_an_invalid_argument(agent: AgentStub, wrong):
-    fields = {"event_id": "1", "request_id": "r", "user_id": "u", "session_id": "s", "kind": 1, **wrong}
+def test_wrong_feedback_is_an_invalid_argument_and_nothing_of_the_call_is_taken(world: World, agent: AgentStub, wrong):
+    right = {"event_id": "1", "request_id": "r", "user_id": "u", "session_id": "s", "kind": 1}
     with pytest.raises(grpc.RpcError) as caught:
-        agent.Report(pb.ReportRequest(feedback=[pb.Feedback(**fields)]), timeout=LONG_S)
+        agent.Report(
+            pb.ReportRequest(feedback=[pb.Feedback(**right), pb.Feedback(**{**right, **wrong})]), timeout=LONG_S
+        )
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "expected" in caught.value.details()
+    assert world.events() == []
 
 
 def test_feedback_that_cannot_be_taken_is_to_be_sent_again(world: World, agent: AgentStub):
