@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 
 from model_export import volume
-from model_export.candidate import CandidateError, list_candidates
-from model_export.desired import DesiredState, PolicyState, drained, drop
+from model_export.candidate import list_candidates
+from model_export.desired import DesiredState, drained, drop
+from model_export.forgetting import forget_version, parameters_of
 from model_export.site import Site
 from model_export.verdicts import VerdictLog
 from pipeline import durable
-from pipeline.stores.published import Heartbeat, forget_agents, parameters_key, read_heartbeats, version_key
+from pipeline.stores.published import Heartbeat, forget_agents, read_heartbeats
 
 KEEP = 3  # unloaded versions, refused versions, judged candidates
 HEARTBEAT_MS = 30_000  # an agent that was silent for longer uses nothing
@@ -57,30 +58,9 @@ def _forget_versions(site: Site, state: DesiredState, name: str) -> None:
     volume.remove_leftovers(site.models, policy.model_name, KEEP)
     for version in unloaded[:-KEEP]:
         site.lease.check()
-        parameters = _parameters_of(site, policy, version)
+        parameters = parameters_of(site, policy, version)
         volume.remove(site.models, policy.model_name, version)
-        keys = [version_key(site.prefix, name, version)]
-        if parameters is not None and parameters not in _parameters_kept(site, state):
-            keys.append(parameters_key(site.prefix, parameters))
-        site.store.delete_many(keys)
-
-
-def _parameters_kept(site: Site, state: DesiredState) -> set[str | None]:
-    """Of every version folder of every policy, and of what is being published."""
-    kept: set[str | None] = set()
-    for policy in state.policies.values():
-        kept.update(_parameters_of(site, policy, v) for v in volume.versions_on(site.models, policy.model_name))
-        kept.update(entry.parameters for entry in policy.loaded)
-        if policy.pending:
-            kept.add(policy.pending.parameters)
-    return kept
-
-
-def _parameters_of(site: Site, policy: PolicyState, version: int) -> str | None:
-    try:
-        return volume.read_version(site.models, policy.model_name, version).parameters
-    except CandidateError:
-        return None
+        forget_version(site, state, name, version, parameters)
 
 
 def _forget_candidates(verdicts: VerdictLog, staging: Path, policy: str) -> None:

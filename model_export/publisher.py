@@ -24,6 +24,7 @@ from model_export import volume
 from model_export.candidate import MODEL, Candidate, CandidateError, read_candidate, read_parameters
 from model_export.checks import Verdict
 from model_export.desired import DesiredState, Pending, PolicyState, follow, request_load, reserve, settle, withdraw
+from model_export.forgetting import forget_version
 from model_export.readiness import Kept, NotPublished, Refused, serve_and_probe
 from model_export.site import Site
 from model_export.verdicts import VerdictLog
@@ -195,12 +196,13 @@ def _withdrawn(
 
 
 def _out_of_the_lists(site: Site, state: DesiredState, policy: str, verdict: Verdict) -> DesiredState:
-    """The servers are told first; then the folder goes where none of them looks."""
-    version, model = _pending(state, policy).version, state.policies[policy].model_name
+    """The servers are told first; then the folder goes where none of them looks, and what the store has of it."""
+    pending, model = _pending(state, policy), state.policies[policy].model_name
     state = site.write(state, policy, withdraw(state.policies[policy]))
     site.on_step(policy, "withdrawn")
     away = volume.set_aside if verdict.outcome == "refused" else volume.remove
-    away(site.models, model, version)
+    away(site.models, model, pending.version)
+    forget_version(site, state, policy, pending.version, pending.parameters)
     return state
 
 

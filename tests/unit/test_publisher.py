@@ -236,6 +236,24 @@ def test_every_server_has_to_answer_the_probes_as_the_trainer_did(world: Any) ->
     assert world.pointer().stable.version == 1
 
 
+def test_nothing_of_a_version_that_did_not_go_out_stays_in_the_store(world: Any) -> None:
+    """Or a fault that refuses every version would fill it with a snapshot a minute."""
+    world.bootstrap()
+    before = world.store.keys("fd:p:"), world.store.keys("fd:v:")
+    world.server.shift = 1e-3
+    world.candidate(50, bias=1.2)
+    assert world.run().refused == {"served_probes": 1}
+    assert (world.store.keys("fd:p:"), world.store.keys("fd:v:")) == before
+    world.server.shift = 0.0
+    world.candidate(90, bias=1.2)
+    assert world.run().accepted == 1
+    accepted = world.store.keys("fd:p:"), world.store.keys("fd:v:")
+    world.candidate(150, bias=1.2)  # with the parameters of the one before it
+    world.server.broken[4] = "damaged"
+    assert world.run().refused == {"load_failed": 1}
+    assert (world.store.keys("fd:p:"), world.store.keys("fd:v:")) == accepted
+
+
 def test_probes_are_compared_with_the_candidates_own_parameters(world: Any) -> None:
     world.bootstrap()
     world.candidate(50, bias=1.2, slope=0.3)  # with the bootstrap's parameters every input would be 0
