@@ -17,13 +17,14 @@ import tensorflow as tf
 from pipeline.config.schema import FeatureConfig, Publish
 from pipeline.durable import BusyError, exclusive
 from pipeline.events import decode, encode
+from pipeline.features.encoder import Encoder
 from pipeline.learning.errors import CheckpointError
 from pipeline.learning.progress import Progress
 from pipeline.learning.replay import Replay, Sampled
 from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
-from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError, has_topic
+from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError, Record, has_topic
 from pipeline.records import DeadLetter, DecidedBy, Decision
 
 N = 300
@@ -175,6 +176,19 @@ def test_metrics_have_a_line_per_round(config, write, tmp_path: Path) -> None:
     assert [line["updates"] for line in lines] == [8, 16, 24, 32]
     assert lines[-1]["diverged"] == 0
     assert {"value_loss", "advantage_loss/p1", "q_abs/p2", "action_mean/p1/a"} <= lines[-1].keys()
+
+
+def test_values_beyond_what_rewards_add_up_to_raise_the_alarm(config, make_transition) -> None:
+    training = Training(config, Encoder(config))
+    alarms = []
+    for i in range(192):
+        if i == 128:
+            training.progress.reward_abs_max = 1e-6  # as if the learned values had grown out of nothing
+        transition = make_transition(i, **({"reward": 0.0} if i >= 128 else {}))
+        training.ingest(Record(0, i, i, "k", encode(transition)))
+        if i % 64 == 63:
+            alarms.append(training.losses["diverged"])
+    assert alarms == [0, 0, 1]
 
 
 def test_actors_wait_until_their_policy_has_explored(make_config, write, tmp_path: Path) -> None:
