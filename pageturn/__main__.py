@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pageturn.operating import counts, switch
 from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions
 
 if TYPE_CHECKING:
     from model_export.controller import Summary
 
 _VECTORS_IN_MEMORY = 1_000_000
+_LOG = logging.getLogger("pageturn")
 
 
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "PAGETURN", "show_default": True})
@@ -102,6 +104,7 @@ def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, parti
     feature_config, stop = load_config(config_path), _stop_signal()
     from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
 
+    _LOG.info("following the events in %s", log_url)
     done = run_stream(feature_config, log_url, state, until_idle=until_idle, partitions=partitions, stop=stop)
     if done is not None:
         click.echo(render(event_rows(done)))
@@ -114,6 +117,7 @@ def archive(log_url: str, until_idle: bool, directory: Path) -> None:
     """Keep the logs as Parquet: events, samples, transitions, episodes."""
     from pipeline.streaming.archiver import archive as run_archive
 
+    _LOG.info("following %s", log_url)
     records = run_archive(log_url, directory, until_idle=until_idle, stop=_stop_signal())
     click.echo(f"{records} records archived to {directory}")
 
@@ -133,6 +137,7 @@ def train(config_path: Path, log_url: str, store_url: str, state: Path, staging:
 
         vectors = StoredVectors(store, feature_config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=time.monotonic)
         export = Exporter(feature_config, staging)
+        _LOG.info("following the transitions in %s", log_url)
         done = run_trainer(
             feature_config, log_url, state, vectors=vectors, export=export, until_idle=until_idle, stop=stop
         )
@@ -176,6 +181,7 @@ def control(
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
         clients = [stack.enter_context(ModelServer(target)) for target in servers]
+        _LOG.info("following the candidates in %s", staging)
         done = run_controller(
             feature_config, store, clients, staging, models,
             holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle,
@@ -245,20 +251,8 @@ def agent(
         )  # fmt: skip
 
 
-@main.command()
-@options("log", "state")
-def counts(log_url: str, state: Path) -> None:
-    """Count what became of every event."""
-    from pageturn.table import event_rows, render
-    from pipeline.logs.opening import open_log
-    from pipeline.streaming.counts import count
-
-    with closing(open_log(log_url)) as log:
-        done = count(log, state)
-    if done.pages and not done.read:
-        message = f"{state}: no snapshot of the stream that wrote {log_url}; --state is the folder given to `stream`"
-        raise click.ClickException(message)
-    click.echo(render(event_rows(done)))
+main.add_command(counts)
+main.add_command(switch)
 
 
 @main.command()
@@ -274,8 +268,7 @@ def demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
     """
     from pageturn.demo import run_demo
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit stops the parts, too
-    run_demo(data, folder, config_path)
+    run_demo(data, folder, config_path, _stop_signal())
 
 
 def _now_ms() -> int:

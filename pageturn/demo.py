@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import click
 import grpc
 
 from pageturn.generated import generate
-from pageturn.processes import Process, pageturn
+from pageturn.processes import Process, Stopped, pageturn
 from pageturn.table import event_rows, render
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc
@@ -41,11 +42,11 @@ class DemoError(PageturnError):
     """The demo cannot go on; says where."""
 
 
-class Paths:
-    """Where one run keeps what."""
+class Run:
+    """Where one run keeps what, and when it is to end."""
 
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.folder, self.config = folder.resolve(), config.resolve()
+    def __init__(self, folder: Path, config: Path, stop: threading.Event) -> None:
+        self.folder, self.config, self.stop = folder.resolve(), config.resolve(), stop
         self.log = f"file://{self.folder}/log"
         self.store = f"sqlite:///{self.folder}/store.db"
         self.logs = self.folder / "logs"
@@ -54,16 +55,17 @@ class Paths:
         return str(self.folder / name)
 
 
-def run_demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
+def run_demo(data: Path | None, folder: Path | None, config_path: Path, stop: threading.Event) -> None:
+    """Run the loop once, or until `stop` is set (Stopped)."""
     started = time.monotonic()
     config = load_config(config_path)
-    paths = Paths(folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"), config_path)
-    _make(paths.folder)
-    click.echo(f"Everything this run makes is in {paths.folder}")
+    run = Run(folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"), config_path, stop)
+    _make(run.folder)
+    click.echo(f"Everything this run makes is in {run.folder}")
     with _source(data) as (directory, what):
         click.echo(f"The log is {what}.")
-        _step("import", "events from the log", paths, "import", "ebnerd", str(directory), *_shared(paths, "log"))
-    _loop(config, paths, started)
+        _step("import", "events from the log", run, "import", "ebnerd", str(directory), *_shared(run, "log"))
+    _loop(config, run, started)
 
 
 def _make(folder: Path) -> None:
@@ -79,25 +81,25 @@ def _make(folder: Path) -> None:
         raise DemoError(message)
 
 
-def _loop(config: FeatureConfig, paths: Paths, started: float) -> None:
-    volume = ("--staging", paths["staging"], "--models", paths["models"])
-    _step("bootstrap", "version 1 of every policy: the baseline", paths, "bootstrap", *_shared(paths), *volume)
+def _loop(config: FeatureConfig, run: Run, started: float) -> None:
+    volume = ("--staging", run["staging"], "--models", run["models"])
+    _step("bootstrap", "version 1 of every policy: the baseline", run, "bootstrap", *_shared(run), *volume)
     server, port = f"127.0.0.1:{free_port()}", free_port()
     commands = {
-        "model-server": ("model-server", "--models", paths["models"], "--port", server.rpartition(":")[2]),
-        "agent": ("agent", *_shared(paths, "log"), "--server", server, "--port", str(port), "--drain-s", "0"),
+        "model-server": ("model-server", "--models", run["models"], "--port", server.rpartition(":")[2]),
+        "agent": ("agent", *_shared(run, "log"), "--server", server, "--port", str(port), "--drain-s", "0"),
     }
-    with _serving(paths, commands, {"model-server": lambda: _await_server(server)}):
-        _step("stream", "pages, episodes and transitions, by the Beam job", paths, *_stream(paths))
-        _step("archive", "the logs to Parquet", paths, "archive", "--log", paths.log, "--to", paths["archive"],
+    with _serving(run, commands, {"model-server": lambda: _await_server(server)}):
+        _step("stream", "pages, episodes and transitions, by the Beam job", run, *_stream(run))
+        _step("archive", "the logs to Parquet", run, "archive", "--log", run.log, "--to", run["archive"],
               "--until-idle")  # fmt: skip
-        _step("train", "a policy per learned bucket", paths, "train", *_shared(paths, "log"), "--state",
-              paths["trainer"], "--staging", paths["staging"], "--until-idle")  # fmt: skip
-        _step("control", "candidates checked, published or refused", paths, "control", *_shared(paths), *volume,
+        _step("train", "a policy per learned bucket", run, "train", *_shared(run, "log"), "--state",
+              run["trainer"], "--staging", run["staging"], "--until-idle")  # fmt: skip
+        _step("control", "candidates checked, published or refused", run, "control", *_shared(run), *volume,
               "--server", server, "--until-idle")  # fmt: skip
-        answer = _decide(config, paths, port)
-    _step("stream", "once more: the page just decided is now open", paths, *_stream(paths))
-    click.echo("\n" + _report(paths, answer, time.monotonic() - started))
+        answer = _decide(config, run, port)
+    _step("stream", "once more: the page just decided is now open", run, *_stream(run))
+    click.echo("\n" + _report(run, answer, time.monotonic() - started))
 
 
 # Steps -----------------------------------------------------------------------------------------------------------
@@ -114,20 +116,20 @@ def _source(data: Path | None) -> Iterator[tuple[Path, str]]:
         yield Path(folder), "generated (no EB-NeRD excerpt here)"
 
 
-def _shared(paths: Paths, *more: str) -> tuple[str, ...]:
-    log = ("--log", paths.log) if "log" in more else ()
-    return ("--config", str(paths.config), "--store", paths.store, *log)
+def _shared(run: Run, *more: str) -> tuple[str, ...]:
+    log = ("--log", run.log) if "log" in more else ()
+    return ("--config", str(run.config), "--store", run.store, *log)
 
 
-def _stream(paths: Paths) -> tuple[str, ...]:
-    return ("stream", "--config", str(paths.config), "--log", paths.log, "--state", paths["stream"], "--until-idle")
+def _stream(run: Run) -> tuple[str, ...]:
+    return ("stream", "--config", str(run.config), "--log", run.log, "--state", run["stream"], "--until-idle")
 
 
-def _step(name: str, what: str, paths: Paths, *arguments: str) -> None:
+def _step(name: str, what: str, run: Run, *arguments: str) -> None:
     click.echo(f"  {name:<13}{what} ...", nl=False)
     began = time.monotonic()
     try:
-        Process(name, pageturn(*arguments), paths.logs).wait(_STEP_S)
+        Process(name, pageturn(*arguments), run.logs).wait(_STEP_S, run.stop)
     except BaseException:
         click.echo()  # whatever comes next begins a line
         raise
@@ -135,15 +137,13 @@ def _step(name: str, what: str, paths: Paths, *arguments: str) -> None:
 
 
 @contextmanager
-def _serving(
-    paths: Paths, commands: dict[str, tuple[str, ...]], ready: dict[str, Callable[[], bool]]
-) -> Iterator[None]:
+def _serving(run: Run, commands: dict[str, tuple[str, ...]], ready: dict[str, Callable[[], bool]]) -> Iterator[None]:
     """The commands running, each ready; stopped at the end, the last first."""
     running: list[Process] = []
     try:
         for name, command in commands.items():
-            running.append(Process(name, pageturn(*command), paths.logs))
-            _await(running[-1], ready.get(name, lambda: True))
+            running.append(Process(name, pageturn(*command), run.logs))
+            _await(running[-1], ready.get(name, lambda: True), run.stop)
         yield
         for process in running:
             process.check()
@@ -152,11 +152,14 @@ def _serving(
             process.stop()
 
 
-def _await(process: Process, ready: Callable[[], bool]) -> None:
+def _await(process: Process, ready: Callable[[], bool], stop: threading.Event) -> None:
     click.echo(f"  {process.name:<13}starting ...", nl=False)
     began = time.monotonic()
     while not ready():
         process.check()
+        if stop.is_set():
+            message = f"stopped while {process.name} was starting"
+            raise Stopped(message)
         if time.monotonic() - began > _START_S:
             message = f"{process.name} was not ready after {_START_S:.0f} s; see {process.log}"
             raise DemoError(message)
@@ -175,15 +178,15 @@ def _await_server(target: str) -> bool:
 # A decision ------------------------------------------------------------------------------------------------------
 
 
-def _decide(config: FeatureConfig, paths: Paths, port: int) -> pb.DecideResponse:
+def _decide(config: FeatureConfig, run: Run, port: int) -> pb.DecideResponse:
     """The next page of somebody whose bucket a learned policy decides, over gRPC."""
-    request = _request(_page_of_a_learned_bucket(config, paths))
+    request = _request(_page_of_a_learned_bucket(config, run))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = agent_pb2_grpc.AgentStub(channel)
         try:
             return stub.Decide(request, timeout=_DECIDE_S, wait_for_ready=True)
         except grpc.RpcError as error:
-            message = f"the agent on port {port} did not answer: {error}; see {paths.logs / 'agent.log'}"
+            message = f"the agent on port {port} did not answer: {error}; see {run.logs / 'agent.log'}"
             raise DemoError(message) from error
 
 
@@ -201,9 +204,9 @@ def _request(page: Impression) -> pb.DecideRequest:
     )
 
 
-def _page_of_a_learned_bucket(config: FeatureConfig, paths: Paths) -> Impression:
+def _page_of_a_learned_bucket(config: FeatureConfig, run: Run) -> Impression:
     table, learned = bucket_table(config.buckets), config.learned_policies()
-    for record in open_log(paths.log).read(SAMPLES, 0, 0, 1_000_000):
+    for record in open_log(run.log).read(SAMPLES, 0, 0, 1_000_000):
         impression = decode(record.payload, Page).impression
         if table[slot_of(config.buckets, impression.user_id)].policy in learned:
             return impression
@@ -214,11 +217,11 @@ def _page_of_a_learned_bucket(config: FeatureConfig, paths: Paths) -> Impression
 # The table -------------------------------------------------------------------------------------------------------
 
 
-def _report(paths: Paths, answer: pb.DecideResponse, seconds: float) -> str:
+def _report(run: Run, answer: pb.DecideResponse, seconds: float) -> str:
     from pipeline.streaming.counts import count
 
-    counts = count(open_log(paths.log), Path(paths["stream"]))
-    rows = [*event_rows(counts), (), *_training_rows(paths), (), *_decision_rows(answer)]
+    counts = count(open_log(run.log), Path(run["stream"]))
+    rows = [*event_rows(counts), (), *_training_rows(run), (), *_decision_rows(answer)]
     return "\n".join(
         [
             render(rows, f"The loop, end to end, in {seconds:.0f} s"),
@@ -229,22 +232,23 @@ def _report(paths: Paths, answer: pb.DecideResponse, seconds: float) -> str:
     )
 
 
-def _training_rows(paths: Paths) -> list[tuple[str, object]]:
-    metrics = Path(paths["trainer"], "metrics.jsonl").read_text().splitlines()
+def _training_rows(run: Run) -> list[tuple[str, object]]:
+    metrics = Path(run["trainer"], "metrics.jsonl").read_text().splitlines()
     updates = json.loads(metrics[-1])["updates"] if metrics else 0
-    return [("updates", updates), *_verdict_rows(paths)]
+    return [("updates", updates), *_verdict_rows(run)]
 
 
-def _verdict_rows(paths: Paths) -> Iterator[tuple[str, object]]:
+def _verdict_rows(run: Run) -> Iterator[tuple[str, object]]:
     from model_export.verdicts import read_verdicts
 
     evidence: Counter[str] = Counter()
-    for verdict in read_verdicts(Path(paths["models"])):
+    for verdict in read_verdicts(Path(run["models"])):
         version = f"version {verdict.version}" if verdict.version else "no version"
         reason = f" ({verdict.reason}: {verdict.detail})" if verdict.reason else ""
-        yield f"{verdict.policy}", f"{version}: {verdict.outcome}{reason}, {verdict.evidence or 'not looked at'}"
-        evidence[verdict.evidence or "not looked at"] += 1
-    yield "verdicts", ", ".join(f"{n} with {what.replace('_', ' ')}" for what, n in evidence.items())
+        known = (verdict.evidence or "not looked at").replace("_", " ")
+        yield f"policy {verdict.policy}", f"{version}: {verdict.outcome}{reason}; is it better? {known}"
+        evidence[known] += 1
+    yield "verdicts", ", ".join(f"{n} with {known}" for known, n in evidence.items())
 
 
 def _decision_rows(answer: pb.DecideResponse) -> list[tuple[str, object]]:

@@ -6,15 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from pipeline.errors import PageturnError
 
 _TAIL_LINES = 15
+_LOOK_S = 0.05
 
 
 class ProcessError(PageturnError):
     """A part of the loop ended when it should not have; says which one, and ends with what it said last."""
+
+
+class Stopped(PageturnError):  # noqa: N818
+    """We were told to stop, and have ended what we had started."""
 
 
 class Process:
@@ -42,17 +49,18 @@ class Process:
         if self._child.poll() is not None:
             raise ProcessError(self._report(f"ended with status {self._child.returncode}"))
 
-    def wait(self, timeout_s: float) -> None:
-        """Return once the command has ended well; ProcessError if it failed, or is not done in time (it is killed)."""
-        try:
-            status = self._child.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            self._child.kill()
-            self._child.wait()
-            raise ProcessError(self._report(f"was not done after {timeout_s:.0f} s")) from error
-        except BaseException:  # we are told to stop: it must not outlive us
-            self.stop()
-            raise
+    def wait(self, timeout_s: float, stop: threading.Event) -> None:
+        """Return once the command has ended well. It does not outlive this: where it is not done in time, or `stop`
+        is set, it is ended. Raises: ProcessError, Stopped."""
+        deadline = time.monotonic() + timeout_s
+        while (status := self._child.poll()) is None:
+            if stop.wait(_LOOK_S):
+                self.stop()
+                message = f"stopped while {self.name} was running"
+                raise Stopped(message)
+            if time.monotonic() > deadline:
+                self.stop()
+                raise ProcessError(self._report(f"was not done after {timeout_s:.0f} s"))
         if status != 0:
             raise ProcessError(self._report(f"ended with status {status}"))
 

@@ -21,6 +21,8 @@ from model_export.controller import Summary
 from pageturn.__main__ import _verdicts, main
 from pipeline.logs.log import EVENTS, OUTPUTS, Entry, ensure_topic
 from pipeline.logs.opening import open_log
+from pipeline.stores.opening import open_store
+from pipeline.stores.published import Pointer, Served, change_pointer, read_pointers
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "feature_configs" / "ebnerd.yaml"
@@ -156,6 +158,13 @@ MISTAKES = {
     "nothing to serve": Mistake(
         "model-server --models @/empty", r"@/empty/models\.config: no such file; `pageturn boot"
     ),
+    # switches
+    "a switch of the baseline": Mistake(
+        f"switch off base {GOOD} {STORE}", r"no learned policy 'base'; expected one of rl_a, rl_b"
+    ),
+    "nothing to go back to": Mistake(
+        f"switch rollback rl_a {GOOD} {STORE}", "expected a previous version to go back to"
+    ),
     # a run
     "a run over another": Mistake(
         "demo --config @/good.yaml --run @/taken", "@/taken: expected a new or an empty folder"
@@ -242,6 +251,26 @@ def test_a_controllers_last_line_leaves_nothing_out() -> None:
     )
 
 
+def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
+    old, new = Served(1, "a"), Served(2, "b")
+    store = open_store(f"sqlite:///{place}/store.db")
+    change_pointer(store, "ebn", "rl_a", lambda _: Pointer(stable=new, previous=old))
+
+    def switched(what: str) -> Pointer:
+        result = run(place, f"switch {what} rl_a {GOOD} {STORE}")
+        assert result.exit_code == 0, result.output
+        assert result.output.startswith("rl_a: ")
+        return read_pointers(store, "ebn", ("rl_a",))["rl_a"]
+
+    assert switched("off").off
+    assert not switched("on").off
+    assert switched("freeze").frozen
+    assert not switched("release").frozen
+    assert switched("rollback") == Pointer(stable=old, previous=new, frozen=True)
+    assert read_pointers(store, "ebn", ("rl_b",))["rl_b"] == Pointer()
+    store.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_agent_ends_in_order(place: Path, number: signal.Signals) -> None:
     words = f"agent {GOOD} {LOG} {STORE} --server 127.0.0.1:1 --port 0 --drain-s 0".replace("@", str(place)).split()
@@ -258,12 +287,15 @@ def test_an_agent_ends_in_order(place: Path, number: signal.Signals) -> None:
 
 def test_a_demo_that_is_told_to_stop_leaves_no_process_behind(place: Path) -> None:
     words = f"demo --config @/good.yaml --run @/run --data {slow_source(place)}".replace("@", str(place)).split()
-    process = subprocess.Popen([sys.executable, "-um", "pageturn", *words], stdout=subprocess.DEVNULL)
+    output = place / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-um", "pageturn", *words], stdout=file, stderr=file)
     deadline = time.monotonic() + 60
     while not (children := children_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(60) == ERROR
+    assert "Error: stopped while import was running" in output.read_text()
     assert children
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
