@@ -97,7 +97,7 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 @options("config", "log", "state", "until_idle")
 @partitions(1)
 def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, partitions: int) -> None:
-    """Join events to pages, transitions and episodes (Beam, embedded runner)."""
+    """Join events to pages, transitions, episodes."""
     from pageturn.table import event_rows, render
     from pipeline.config.reading import load_config
 
@@ -114,7 +114,7 @@ def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, parti
 @options("log", "until_idle")
 @click.option("--to", "directory", type=FOLDER, required=True, help="Where the Parquet files go.")
 def archive(log_url: str, until_idle: bool, directory: Path) -> None:
-    """Keep the logs as Parquet: events, samples, transitions, episodes."""
+    """Keep the logs as Parquet files."""
     from pipeline.streaming.archiver import archive as run_archive
 
     _LOG.info("following %s", log_url)
