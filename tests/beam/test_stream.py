@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import BusyError, StorageError, exclusive
-from pipeline.logs.files import FileLog
+from pipeline.logs.files import FileLog, _Writer
 from pipeline.logs.log import DEAD_LETTERS, EVENTS, LATE, OUTPUTS, SAMPLES, Entry, LogError, Record
 from pipeline.records import DeadLetter
 from pipeline.streaming import run as run_module
@@ -204,6 +205,42 @@ def test_outputs_behind_the_last_snapshot_are_not_written_again(
     partly = outputs(FileLog(run.folder))
     assert sum(map(len, partly.values())) > 0
     run.stream(limits=limits)
+    assert outputs(FileLog(run.folder)) == whole
+
+
+class Death(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dead_within_any_write_it_goes_on_with_the_same_outputs(
+    run: Run, outputs: Outputs, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Before, in the middle of, or after the append to one partition; some topics have the bundle, others not."""
+    expected = run.stream()
+    whole = outputs(run.log)
+    run.forget_outputs()
+    shutil.rmtree(run.state)
+    rng, append, deaths = random.Random(seed), _Writer.append, 0
+    writes_left = 0
+
+    def dying(writer: _Writer, entries: list[Entry]) -> None:
+        nonlocal writes_left
+        writes_left -= 1
+        if writes_left < 0:
+            append(writer, entries[: rng.randint(0, len(entries))])
+            raise Death
+        append(writer, entries)
+
+    counts = None
+    while counts is None:
+        writes_left = rng.randrange(80)
+        with monkeypatch.context() as patch, contextlib.suppress(Death):
+            patch.setattr(_Writer, "append", dying)
+            counts = run.stream(limits=SMALL._replace(snapshot_after_records=200))
+        deaths += counts is None
+    assert deaths > 2
+    assert counts == expected
     assert outputs(FileLog(run.folder)) == whole
 
 
