@@ -24,6 +24,7 @@ MODEL = "model"
 EXTRA = "assets.extra"
 PARAMETERS = f"{EXTRA}/parameters.msgpack"
 WARM_UP = f"{EXTRA}/tf_serving_warmup_requests"
+BOOTSTRAP = f"{0:012d}"  # the id of every bootstrap candidate
 _MODEL_FILES = ("saved_model.pb", "variables/variables.index", PARAMETERS, WARM_UP)
 
 
@@ -39,7 +40,7 @@ class Probe(Struct, frozen=True):
 
 
 class Candidate(Struct, frozen=True):
-    id: str  # the number of transitions ingested, zero-padded: sorts by age
+    id: str  # see `candidate_id`
     policy: str
     model_name: str
     config_sha: str
@@ -56,6 +57,11 @@ class Candidate(Struct, frozen=True):
     advantage_mean: float | None
     pages: dict[str, int]  # decided_by -> pages since the last candidate
     probes: tuple[Probe, ...]
+
+
+def candidate_id(transitions: int, run: str) -> str:
+    """Sorts by age within a run, and is no other run's: a verdict on that one's candidate says nothing about this."""
+    return f"{transitions:012d}-{run}" if transitions else BOOTSTRAP
 
 
 def encode_candidate(candidate: Candidate) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
 from model_export.candidate import (
+    BOOTSTRAP,
     EXTRA,
     MODEL,
     PARAMETERS,
@@ -27,6 +28,7 @@ from model_export.candidate import (
     Candidate,
     CandidateError,
     Probe,
+    candidate_id,
     encode_candidate,
 )
 from pipeline import durable
@@ -42,6 +44,7 @@ from pipeline.records import FeatureValue, State
 
 _SIGNATURE = "serving_default"
 _WARM_UP_REQUESTS = 4  # batch sizes and values do not matter on a CPU; the signature and the output filter do
+_WAITING = 50  # candidates of a policy, in case no controller is there to judge them and clear them away
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +88,7 @@ class Exporter:
     def __call__(self, training: Training, created_ms: int) -> tuple[Path, ...]:
         """One candidate per learned policy; those that are there already are left alone."""
         training.check_finite()
-        judged = _judge(training)
+        judged, progress = _judge(training), training.progress
         candidates = [_candidate(training, k, judged, created_ms) for k in range(len(self._config.learned_policies()))]
         for k, candidate in enumerate(candidates):
             final = self._folder(candidate)
@@ -98,6 +101,8 @@ class Exporter:
             with _explained(final):
                 self._write(temporary, candidate, training.snapshot, judged.inputs)
                 durable.rename(temporary, final)
+                if progress.ingested:
+                    _clear_away(final, _WAITING)
         return tuple(self._folder(candidate) for candidate in candidates)
 
     def _folder(self, candidate: Candidate) -> Path:
@@ -122,6 +127,19 @@ def _explained(path: Path) -> Iterator[None]:
         found = error.strerror if isinstance(error, OSError) else error.message
         message = f"staging folder {path}: cannot be written: {found}"
         raise CandidateError(message) from error
+
+
+def _clear_away(newest: Path, keep: int) -> None:
+    """What killed trainers left half written, and the oldest candidates. A trainer has its staging for itself, but for
+    the controller, which may be quicker, and for a bootstrap."""
+    beside = [path for path in newest.parent.iterdir() if path != newest and not path.name.endswith(BOOTSTRAP)]
+    for path in beside:
+        if path.name.startswith(".tmp-"):
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        by_age = sorted((path.stat().st_mtime_ns, path) for path in beside if path.name[0].isdigit())
+        for _, path in by_age[: -(keep - 1)]:
+            durable.remove_folder(path)
 
 
 class _Judged(NamedTuple):
@@ -155,7 +173,7 @@ def _candidate(training: Training, k: int, judged: _Judged, created_ms: int) -> 
     probes = (Probe(state, tuple(action)) for state, action in zip(probing.states, actions, strict=True))
     losses = {name.removesuffix(f"/{policy}"): x for name, x in training.losses.items()}
     return Candidate(
-        id=f"{progress.ingested:012d}",
+        id=candidate_id(progress.ingested, training.run_id),
         policy=policy,
         model_name=config.model_name(policy),
         config_sha=training.encoder.config_sha,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from model_export import volume
-from model_export.candidate import list_candidates
+from model_export.candidate import BOOTSTRAP, list_candidates
 from model_export.desired import DesiredState, drained, drop
 from model_export.forgetting import forget_version, parameters_of
 from model_export.site import Site
@@ -66,5 +67,6 @@ def _forget_versions(site: Site, state: DesiredState, name: str) -> None:
 def _forget_candidates(verdicts: VerdictLog, staging: Path, policy: str) -> None:
     """Judged candidates but the newest few. The bootstrap stays: it is what a new model volume starts from."""
     judged = [p for p in list_candidates(staging, policy) if verdicts.verdict_on(policy, p.name) is not None]
-    for path in [p for p in judged if p.name.strip("0")][:-KEEP]:
-        durable.remove_folder(path)
+    for path in [p for p in judged if p.name != BOOTSTRAP][:-KEEP]:
+        with suppress(FileNotFoundError):  # the trainer clears away, too
+            durable.remove_folder(path)

@@ -7,6 +7,7 @@ and the updates that are owed are done. So weights depend on the config and the 
 from __future__ import annotations
 
 import copy
+import json
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -142,6 +143,12 @@ class Training:
             metrics |= {f"action_mean/{policy}/{dimension.name}": float(mean) for dimension, mean in actions}
         metrics["diverged"] = float(means["q_abs"].max(initial=0.0) > self.q_bound)
         return metrics
+
+    @property
+    def run_id(self) -> str:
+        """The same for all that learns the same: the config's share in it, and the transition it began with."""
+        parts = {**identity(self.config, self.round_size), "first transition": self.progress.first_transition}
+        return xxhash.xxh32_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
     @property
     def rounds(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_warm_up_requests_can_be_replayed(config, exported) -> None:
 
 def test_a_candidate_says_what_it_learned_from(training, exported) -> None:
     candidate = read_candidate(exported["p2"])
-    assert candidate.id == "000000000140"
+    assert candidate.id == f"000000000140-{training.run_id}"
     assert (candidate.created_ms, candidate.transitions, candidate.explored) == (42, 140, 46)
     assert (candidate.first_transition, candidate.last_transition) == ("r0@1", "r139@1")
     assert candidate.updates == training.progress.updates == 64
@@ -171,6 +172,42 @@ def test_a_candidate_that_is_there_is_left_alone(config, training, exported) -> 
     before = (exported["p1"] / "candidate.json").read_bytes()
     Exporter(config, exported["p1"].parents[1])(training, created_ms=43)
     assert (exported["p1"] / "candidate.json").read_bytes() == before
+
+
+def test_a_candidate_of_another_run_is_another_candidate(make_config, config, make_transition, tmp_path: Path) -> None:
+    """Or the verdict on the one would be taken for that on the other, and it would wait for ever."""
+
+    def learned(config: FeatureConfig, first: int) -> Training:
+        training = Training(config, Encoder(config, Vectors()))
+        for i in (first, 2):
+            transition = make_transition(i, state=raw_state(i), next_state=raw_state(i))
+            training.ingest(Record(0, i, i, "k", encode(transition)))
+        return training
+
+    ids = [learned(config, 1).run_id, learned(make_config(FEATURES, gamma=0.6), 1).run_id, learned(config, 0).run_id]
+    assert len(set(ids)) == 3
+    assert learned(config, 1).run_id == ids[0]
+    export = Exporter(config, tmp_path)
+    assert {path.name for first in (0, 1, 1) for path in export(learned(config, first), created_ms=1)} == {
+        f"000000000002-{ids[2]}",
+        f"000000000002-{ids[0]}",
+    }
+
+
+def test_staging_is_bounded_also_where_no_controller_clears_it(
+    config, make_transition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_export.export._WAITING", 3)
+    monkeypatch.setattr(Exporter, "_write", lambda self, folder, *_: folder.mkdir())
+    bootstrap(config, tmp_path, created_ms=1)
+    for name in (".tmp-000000000007-x", ".tmp-000000000000", "000000999999-x"):  # of a kill, a bootstrap, a former run
+        (tmp_path / "p1" / name).mkdir()
+    os.utime(tmp_path / "p1" / "000000999999-x", (0, 0))
+    training, export, made = Training(config, Encoder(config, Vectors())), Exporter(config, tmp_path), []
+    for i in (1, 2, 4, 5):
+        training.ingest(Record(0, i, i, "k", encode(make_transition(i, state=raw_state(i), next_state=raw_state(i)))))
+        made.append(export(training, created_ms=i)[0].name)
+    assert {path.name for path in (tmp_path / "p1").iterdir()} == {".tmp-000000000000", "000000000000", *made[-3:]}
 
 
 def test_the_bootstrap_is_exactly_the_baseline(config, tmp_path: Path) -> None:
@@ -212,5 +249,5 @@ def test_a_staging_folder_that_breaks_later_is_named_as_well(config, training, t
     exporter = Exporter(config, tmp_path)
     (tmp_path / "p2").rmdir()
     (tmp_path / "p2").touch()
-    with pytest.raises(CandidateError, match=r"staging folder .*/p2/0+140: cannot be written: .*not a directory"):
+    with pytest.raises(CandidateError, match=r"staging folder .*/p2/0+140-.*: cannot be written: .*not a directory"):
         exporter(training, created_ms=42)
