@@ -178,6 +178,19 @@ def test_the_actor_finds_an_optimum_away_from_the_baseline(make_config, make_bat
     np.testing.assert_allclose(np.mean(found.advantage, axis=1), 0.09, atol=0.03)  # better, by what it is better
 
 
+def test_an_actor_that_left_its_range_is_called_back(warm) -> None:
+    """Even where A rises towards the bound it passed: otherwise it would sit there clipped, without a gradient."""
+    learner, batch = warm
+    for _ in range(50):
+        learner.step(batch._replace(reward=batch.action[:, 0], discount=np.zeros(64, "f4")), np.array([False, False]))
+    learner.actor_heads.last.bias.assign(tf.fill([2, 1, 1], 3.0))
+    assert (learner.evaluate(batch.state).action == 2.0).numpy().all()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(learner.losses(batch).actor)
+    gradient = tape.gradient(loss, learner.actor_heads.last.bias)
+    assert (gradient > 0).numpy().all()  # descending it lowers mu
+
+
 def test_where_the_baseline_is_best_a_says_so(make_config, make_batch) -> None:
     learner = bandit(make_config, make_batch, optimum=1.0)
     state = make_batch(200, seed=99).state

@@ -18,8 +18,9 @@ from pipeline.config.schema import FeatureConfig, Publish
 from pipeline.durable import BusyError, exclusive
 from pipeline.events import decode, encode
 from pipeline.features.encoder import Encoder
+from pipeline.learning.checkpoint import Checkpoints
 from pipeline.learning.errors import CheckpointError
-from pipeline.learning.progress import Progress
+from pipeline.learning.progress import Progress, decode_saved
 from pipeline.learning.replay import Replay, Sampled
 from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
@@ -148,6 +149,33 @@ def test_what_is_refused_becomes_a_dead_letter(config, write, make_transition, t
     assert [(x.reason, x.payload) for x in letters] == [("malformed", b"{"), ("discount", wrong)]
     partition, offset = letters[0].id.removeprefix("transitions/").split(":")
     assert log.read(TRANSITIONS, int(partition), int(offset), 1)[0].payload == b"{"
+
+
+def test_dead_letters_are_in_the_log_before_a_checkpoint_is_past_them(
+    config, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a kill in between would lose them."""
+    url, written, write_checkpoint = write(range(5), extra=(b"{", b"[", b"}")), [], Checkpoints.write
+
+    def spied(self: Checkpoints, number: int, module: tf.Module, state: bytes) -> Path:
+        letters = FileLog(tmp_path / "log").read(DEAD_LETTERS, 0, 0, 10) if number > 5 else []
+        written.append((sum(decode_saved(state, "").progress.refused.values()), len(letters)))
+        return write_checkpoint(self, number, module, state)
+
+    monkeypatch.setattr(Checkpoints, "write", spied)
+    run(config, url, tmp_path / "work", pace=Pace(checkpoint_every=0))  # after each record
+    assert written[5:] == [(1, 1), (2, 2), (3, 3), (3, 3)]  # the last is of the end
+
+
+def test_no_candidate_is_ahead_of_what_survives_a_kill(make_config, write, tmp_path: Path) -> None:
+    saved: list[tuple[int, int]] = []
+
+    def take(training: Training, _: int) -> None:
+        newest = Checkpoints(tmp_path / "work" / "checkpoints").newest()
+        saved.append((training.progress.ingested, decode_saved(newest.state, "").progress.ingested))
+
+    run(make_config(OFTEN), write(range(50)), tmp_path / "work", export=take, pace=Pace(poll=20))
+    assert saved == [(20, 20), (40, 40), (50, 50)]
 
 
 def test_a_page_served_as_it_came_is_counted_and_teaches_nothing(
