@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Struct
 
 from pipeline.errors import PageturnError
-from pipeline.stores.published import vector_key
+from pipeline.stores.published import decode_record, vector_key
 from pipeline.stores.store import KeyValueStore
 
 _META = "!meta"  # no id can be called so
@@ -104,9 +104,10 @@ class StoredVectors:
 
 
 def read_table(store: KeyValueStore, kv_prefix: str, table: str, epoch: str) -> TableMeta | None:
-    """What a table is; None while it was never loaded completely."""
-    value = store.get(vector_key(kv_prefix, table, epoch, _META))
-    return None if value is None else msgspec.json.decode(value, type=TableMeta)
+    """What a table is; None while it was never loaded completely. Raises: StoreError."""
+    key = vector_key(kv_prefix, table, epoch, _META)
+    value = store.get(key)
+    return None if value is None else decode_record(key, value, TableMeta)
 
 
 def load_vectors(

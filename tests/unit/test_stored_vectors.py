@@ -151,3 +151,9 @@ def test_timely_vectors_ask_the_store_only_for_what_is_not_in_memory(store: Coun
     timely.close()
     with timely.within(time.monotonic() + 30), pytest.raises(StoreError, match="the agent is closed"):
         timely.vectors("shop", "e1", ["new"])
+
+
+def test_a_description_of_a_table_that_is_none_is_named(store: CountingStore):
+    store.put("fd:e:shop:e1:!meta", b"half a rec")
+    with pytest.raises(StoreError, match=r"fd:e:shop:e1:!meta.*expected a TableMeta record"):
+        read_table(store, "fd", "shop", "e1")
