@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from pipeline.config.checks import check
 from pipeline.config.reading import parse_config
 from pipeline.config.schema import DynamicVocabulary, FeatureConfig
+from pipeline.events import encode
 from pipeline.features.encoder import Encoder, Prepared
 from pipeline.features.inputs import model_inputs, table_rows
 from pipeline.features.moments import Moments
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
 from pipeline.features.vocabulary import Vocabulary
-from pipeline.records import State
+from pipeline.learning.ingestion import read_transition, to_example
+from pipeline.learning.replay import Replay
+from pipeline.records import DecidedBy, Decision, State, Transition
 from tests.laws.strategies import HashedVectors, feature_configs, states
 
 moderate = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -60,6 +63,40 @@ def test_trainer_in_a_batch_and_agent_one_by_one_encode_the_same_bits(drawn: tup
     batch = trainer.finish(rows, frozen)
     for i, prepared in enumerate(at_agent):
         assert same_bits(agent.finish(prepared.row, fetched), {k: v[i : i + 1] for k, v in batch.items()})
+
+
+@moderate
+@given(configs_and_states(), st.integers(0, 2**32))
+def test_what_an_update_samples_from_the_replay_is_what_the_agent_asked_with(
+    drawn: tuple[FeatureConfig, list[State]], seed: int
+) -> None:
+    """The whole way of the trainer: from the bytes of a transition through ingestion and the ring to model inputs."""
+    config, raw = drawn
+    agent, trainer = Encoder(config, HashedVectors(config)), Encoder(config, HashedVectors(config))
+    at_agent = [agent.prepare(state) for state in raw]
+    visit = [logged(s, p) for s, p in zip(raw, at_agent, strict=True)]
+    replay, statistics = Replay(len(raw), trainer.prepared_dtype, len(config.action)), Statistics(config)
+    for i, state in enumerate(visit):
+        following = visit[i + 1] if i + 1 < len(visit) else None
+        transition = read_transition(encode(page_turned(i, state, following)))
+        example = to_example(transition, config, trainer)
+        statistics.update(example.rows[:1])
+        replay.add(example, partition=0, offset=i)
+    snapshot = statistics.freeze()
+    fetched = Snapshot.from_bytes(snapshot.to_bytes(), config)
+    sampled = replay.sample(np.random.default_rng(seed), 20)
+    states, following = trainer.finish(sampled.state, snapshot), trainer.finish(sampled.next_state, snapshot)
+    for k, i in enumerate(sampled.reward.astype(int)):
+        assert same_bits(agent.finish(at_agent[i].row, fetched), {n: x[k : k + 1] for n, x in states.items()})
+        if sampled.discount[k]:
+            after = agent.finish(at_agent[i + 1].row, fetched)
+            assert same_bits(after, {n: x[k : k + 1] for n, x in following.items()})
+
+
+def page_turned(i: int, state: State, following: State | None) -> Transition:
+    discount = 0.0 if following is None else 1.0
+    decision = Decision(DecidedBy.BASELINE, "base", "b")
+    return Transition(str(i), str(i), "u", "s", i, i, state, decision, float(i), "1", discount, following)
 
 
 @moderate
