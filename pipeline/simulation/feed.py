@@ -137,8 +137,12 @@ def arrange(world: World, page: Offer, actions: Array) -> Array:
 
     The product's fusion, given columns in place of numbers; its order is by descending score, ties as received.
     """
-    columns = cast(Any, Scores([*page.click_score], [*page.pay_score]))
-    fused = np.stack(cast(list[Array], pay_plus_a_phi(columns, cast(Any, actions), world.objective.phi)))
+    if len(actions) == 1:  # the same with numbers: a one-column array costs fifty times a float
+        click, pay = page.click_score[:, 0].tolist(), page.pay_score[:, 0].tolist()
+        fused = np.array(pay_plus_a_phi(Scores(click, pay), float(actions[0]), world.objective.phi))[:, None]
+    else:
+        columns = cast(Any, Scores([*page.click_score], [*page.pay_score]))
+        fused = np.stack(cast(list[Array], pay_plus_a_phi(columns, cast(Any, actions), world.objective.phi)))
     return np.argsort(-fused, axis=0, kind="stable")[: world.params.page_size]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.simulation.draws import Array
 from pipeline.simulation.feed import Sessions
-from pipeline.simulation.intent import Intent, anything, features
+from pipeline.simulation.intent import View, anything
 from pipeline.simulation.params import World
 from pipeline.simulation.rollout import Policy, Step, play
 
@@ -25,12 +25,11 @@ _SWEEPS = 80
 
 class Greedy(NamedTuple):
     world: World
-    intent: Intent
+    view: View
     weights: Array  # [3, columns]: of 1, a and a^2
 
     def __call__(self, sessions: Sessions) -> Array:
-        columns = features(self.world.params, self.intent, sessions)
-        return _grid(self.world)[np.argmax(self.values(columns), axis=1)]
+        return _grid(self.world)[np.argmax(self.values(self.view(sessions)), axis=1)]
 
     def values(self, columns: Array) -> Array:
         """Q of each action of the grid, [n, actions]."""
@@ -47,16 +46,16 @@ class Table(NamedTuple):
     next_row: Array  # where the session's next page is; its own row after the last
 
 
-def fit(world: World, intent: Intent, seed: int, *, sessions: int) -> Greedy:
+def fit(world: World, view: View, seed: int, *, sessions: int) -> Greedy:
     """Each round adds sessions played around the policy of the round before; the first plays any action."""
     random = np.random.default_rng(seed)
     policy: Policy = anything(world, random)
     tables: list[Table] = []
-    greedy = Greedy(world, intent, np.zeros((3, 1)))
+    greedy = Greedy(world, view, np.zeros((3, view.width)))
     for number in range(_ROUNDS):
         steps: list[Step] = []
         play(world, policy, seed, np.arange(number * sessions, (number + 1) * sessions), watch=steps)
-        tables.append(_table(world, intent, steps))
+        tables.append(_table(view, steps))
         greedy = _iterate(greedy, _joined(tables))
         policy = _around(greedy, random)
     return greedy
@@ -75,14 +74,14 @@ def _iterate(greedy: Greedy, table: Table) -> Greedy:
     return greedy
 
 
-def _table(world: World, intent: Intent, steps: list[Step]) -> Table:
+def _table(view: View, steps: list[Step]) -> Table:
     """A session that is cut looks ahead to its own last page, which values going on about right."""
     offsets = np.cumsum([0, *(len(step.index) for step in steps)])
     next_row = [offset + np.arange(len(step.index)) for offset, step in zip(offsets[:-1], steps, strict=True)]
     for number, step in enumerate(steps[:-1]):
         next_row[number][~step.left] = offsets[number + 1] + np.arange(len(steps[number + 1].index))
     return Table(
-        columns=np.concatenate([features(world.params, intent, step.before) for step in steps]),
+        columns=np.concatenate([view(step.before) for step in steps]),
         action=np.concatenate([step.action for step in steps]),
         reward=np.concatenate([step.reward for step in steps]),
         goes_on=np.concatenate([~step.left for step in steps]).astype(np.float64),

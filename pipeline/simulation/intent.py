@@ -1,9 +1,9 @@
-"""How likely a session is a buyer's, judged from what the agent sees, and features of a page built on that."""
+"""How likely a session is a buyer's, judged from what the agent sees, and views: features of a page to decide by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,23 +41,59 @@ def fit_intent(world: World, seed: int, sessions: int) -> Intent:
     return Intent(weights)
 
 
-def features(params: Params, intent: Intent, sessions: Sessions) -> Array:
-    """[n, features]: products of the session columns, alone and times the probability of a buyer, and its square."""
-    seen = observing.vector(params, sessions).astype(np.float64)
-    buyer = intent.probability(seen, sessions.page)[:, None]
-    session = np.column_stack([np.ones(len(seen)), seen[:, _at(params, _SESSION)]])
-    return np.column_stack([pairs(session), buyer * session, buyer**2])
+class View(Protocol):
+    def __call__(self, sessions: Sessions) -> Array:
+        """Features [n, width] of the present page of each session."""
+
+    @property
+    def width(self) -> int: ...
 
 
-def pairs(x: Array) -> Array:
-    """All products of two columns, each pair once."""
-    first, second = np.triu_indices(x.shape[1])
-    return np.asarray(x[:, first] * x[:, second])
+class Seen(NamedTuple):
+    """What the agent sees: products of the session columns, alone and times the probability of a buyer."""
+
+    params: Params
+    intent: Intent
+
+    def __call__(self, sessions: Sessions) -> Array:
+        seen = observing.vector(self.params, sessions).astype(np.float64)
+        session = np.column_stack([np.ones(len(seen)), seen[:, _at(self.params, _SESSION)]])
+        return _mixed(session, self.intent.probability(seen, sessions.page))
+
+    @property
+    def width(self) -> int:
+        return _width(1 + len(_SESSION))
+
+
+class Everything(NamedTuple):
+    """The same of someone who also knows intents, moods and patience, though not the future."""
+
+    params: Params
+
+    def __call__(self, sessions: Sessions) -> Array:
+        seen = observing.vector(self.params, sessions).astype(np.float64)
+        moods = (sessions.trust, sessions.goodwill, sessions.saturation, sessions.visitors.patience)
+        session = np.column_stack([np.ones(len(seen)), seen[:, _at(self.params, _SESSION)], *moods])
+        return _mixed(session, sessions.visitors.buyer.astype(np.float64))
+
+    @property
+    def width(self) -> int:
+        return _width(1 + len(_SESSION) + 4)
 
 
 def anything(world: World, random: np.random.Generator) -> Policy:
     """Uniform actions."""
     return lambda sessions: random.uniform(world.objective.low, world.objective.high, sessions.count)
+
+
+def _mixed(session: Array, buyer: Array) -> Array:
+    """Products of two columns, each pair once; all columns again times the probability; its square."""
+    first, second = np.triu_indices(session.shape[1])
+    return np.column_stack([session[:, first] * session[:, second], buyer[:, None] * session, buyer**2])
+
+
+def _width(columns: int) -> int:
+    return columns * (columns + 1) // 2 + columns + 1
 
 
 def _at(params: Params, wanted: Sequence[str]) -> list[int]:

@@ -6,6 +6,9 @@ transformed, ids one-hot, the recent items as the mean of their vectors.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import numpy as np
 
 from pipeline.records import Features, State
@@ -14,6 +17,8 @@ from pipeline.simulation.draws import Array
 from pipeline.simulation.feed import Sessions
 from pipeline.simulation.params import Params
 from pipeline.simulation.people import ACTIVE_BITS, CITIES, ENTRANCES
+
+_BITS = np.arange(ACTIVE_BITS, dtype=np.uint64)[:, None]
 
 
 def state(sessions: Sessions, index: int = 0) -> State:
@@ -77,7 +82,7 @@ def vector(params: Params, sessions: Sessions) -> Array:
         2.0 * sessions.shown_lean,
         first,
         *_mean_vectors(params, sessions.recents),
-        *((sessions.active >> np.uint64(k)) & np.uint64(1) for k in range(ACTIVE_BITS)),
+        *((sessions.active >> _BITS) & np.uint64(1)),
         *_one_hot(who.city, len(CITIES)),
         *_one_hot(who.entrance, len(ENTRANCES)),
         *_one_hot(who.hour, 24),
@@ -96,8 +101,5 @@ def _one_hot(values: Array, size: int) -> Array:
 
 def _mean_vectors(params: Params, recents: Array) -> Array:
     """[dim, n], summed oldest first."""
-    vectors = catalogue(params).vectors
-    total = np.zeros((recents.shape[1], vectors.shape[1]))
-    for items in recents:
-        total += vectors[items]
-    return (total / len(recents)).T
+    total = reduce(add, catalogue(params).vectors.astype(np.float64)[recents])
+    return np.asarray(total.T / len(recents))

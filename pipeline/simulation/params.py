@@ -93,10 +93,10 @@ class Params(Struct, frozen=True, forbid_unknown_fields=True):
     order_delay_max_s: float = 40.0
 
     # coming back: which visits look at the feed at all
-    exposure_level: float = 0.25
-    exposure_loyalty: float = 0.7
+    exposure_level: float = 0.1
+    exposure_loyalty: float = 0.9
     loyalty_start: float = 0.7
-    loyalty_rate_buyer: float = 0.3  # towards whether the visit had a click; they came for something
+    loyalty_rate_buyer: float = 0.5  # towards whether the visit had a click; they came for something
     loyalty_rate_browser: float = 0.05
 
 

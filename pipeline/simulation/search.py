@@ -13,53 +13,72 @@ import numpy as np
 
 from pipeline.simulation.draws import Array
 from pipeline.simulation.feed import Sessions
-from pipeline.simulation.intent import Intent, features
+from pipeline.simulation.intent import View
 from pipeline.simulation.params import World
 from pipeline.simulation.rollout import Policy, Step, play
 
 _NOISE = 0.5  # standard deviation of the exploration, in action units
-_FIRST_STEP, _LAST_STEP = 0.3, 0.02  # how far the action moves, root mean square over the pages
+_RIDGE = 1e-5
 _AVERAGED = 0.4  # the share of the iterations, at the end, whose weights are averaged
 
 
 class Linear(NamedTuple):
     world: World
-    intent: Intent
+    view: View
     weights: Array
 
     def __call__(self, sessions: Sessions) -> Array:
-        return self.world.objective.baseline + features(self.world.params, self.intent, sessions) @ self.weights
+        return self.world.objective.baseline + self.view(sessions) @ self.weights
 
 
-def search(world: World, intent: Intent, seed: int, *, sessions: int, iterations: int) -> Linear:
+class Schedule(NamedTuple):
+    sessions: int  # per iteration
+    iterations: int
+    first_step: float = 0.3  # how far the actions move, root mean square over the pages
+    last_step: float = 0.03
+
+
+def baseline(world: World, view: View) -> Linear:
+    return Linear(world, view, np.zeros(view.width))
+
+
+def distilled(policy: Policy, world: World, view: View, seed: int, sessions: int) -> Linear:
+    """The linear policy nearest to `policy` on the pages that `policy` visits."""
+    steps: list[Step] = []
+    play(world, policy, seed, np.arange(sessions), watch=steps)
+    x = np.concatenate([view(step.before) for step in steps])
+    y = np.concatenate([step.action for step in steps]) - world.objective.baseline
+    return Linear(world, view, np.linalg.solve(x.T @ x + _RIDGE * len(x) * np.eye(view.width), x.T @ y))
+
+
+def search(start: Linear, seed: int, schedule: Schedule) -> Linear:
     """The mean of the last iterations' policies. Every iteration has users of its own: nothing to overfit."""
     random = np.random.default_rng(seed)
-    policy = Linear(world, intent, np.zeros(0))
+    policy = start
     visited: list[Array] = []
-    for number in range(iterations):
-        users = np.arange(number * sessions, (number + 1) * sessions)
+    for number in range(schedule.iterations):
+        users = np.arange(number * schedule.sessions, (number + 1) * schedule.sessions)
         steps: list[Step] = []
-        policy = _sized(policy, seed, users)
         noise: list[Array] = []
-        play(world, _noisy(policy, random, noise), seed, users, watch=steps)
-        gradient, spread = _natural_gradient(world, intent, steps, noise)
-        size = _FIRST_STEP * (_LAST_STEP / _FIRST_STEP) ** (number / max(iterations - 1, 1))
+        play(policy.world, _noisy(policy, random, noise), seed, users, watch=steps)
+        gradient, spread = _natural_gradient(policy, steps, noise)
+        done = number / max(schedule.iterations - 1, 1)
+        size = schedule.first_step * (schedule.last_step / schedule.first_step) ** done
         policy = policy._replace(weights=policy.weights + size * gradient / max(spread, 1e-9))
         visited.append(policy.weights)
-    last = visited[-max(1, round(_AVERAGED * iterations)) :]
+    last = visited[-max(1, round(_AVERAGED * schedule.iterations)) :]
     return policy._replace(weights=np.mean(last, axis=0))
 
 
-def _natural_gradient(world: World, intent: Intent, steps: list[Step], noise: list[Array]) -> tuple[Array, float]:
+def _natural_gradient(policy: Linear, steps: list[Step], noise: list[Array]) -> tuple[Array, float]:
     """The direction, and how far (root mean square) a step of size 1 would move the actions."""
-    columns = [features(world.params, intent, step.before) for step in steps]
-    x, eps = np.concatenate(columns), np.concatenate(noise)
-    returns = np.concatenate(returns_to_go(world.objective.gamma, steps))
-    weight = np.concatenate([np.full(len(s.index), world.objective.gamma**t) for t, s in enumerate(steps)])
-    design = np.column_stack([x, x * eps[:, None]]) * np.sqrt(weight)[:, None]
-    gram = design.T @ design + 1e-3 * len(x) * 1e-2 * np.eye(design.shape[1])
-    solution = np.linalg.solve(gram, design.T @ (returns * np.sqrt(weight)))
-    gradient = solution[x.shape[1] :]
+    gamma = policy.world.objective.gamma
+    x = np.concatenate([policy.view(step.before) for step in steps])
+    returns = np.concatenate(returns_to_go(gamma, steps))
+    weight = np.concatenate([np.full(len(step.index), gamma**t) for t, step in enumerate(steps)])
+    design = np.column_stack([x, x * np.concatenate(noise)[:, None]]) * np.sqrt(weight)[:, None]
+    gram = design.T @ design + _RIDGE * len(x) * np.eye(2 * policy.view.width)
+    gradient = np.linalg.solve(gram, design.T @ (returns * np.sqrt(weight)))[policy.view.width :]
     return gradient, float(np.sqrt(np.average((x @ gradient) ** 2, weights=weight)))
 
 
@@ -79,13 +98,3 @@ def _noisy(policy: Policy, random: np.random.Generator, noise: list[Array]) -> P
         return policy(sessions) + _NOISE * noise[-1]
 
     return act
-
-
-def _sized(policy: Linear, seed: int, users: Array) -> Linear:
-    if len(policy.weights):
-        return policy
-    from pipeline.simulation.feed import begin
-
-    first = begin(policy.world.params, seed, users[:1], np.zeros(1, np.int64))
-    width = features(policy.world.params, policy.intent, first).shape[1]
-    return policy._replace(weights=np.zeros(width))
