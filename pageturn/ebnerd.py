@@ -165,7 +165,7 @@ def _impression(
     decision: Decision,
 ) -> Impression:
     now = _ms(row["impression_time"])
-    known = [read for read in reads if read.time_ms <= now]
+    known = sorted((read for read in reads if read.time_ms <= now), key=lambda read: read.time_ms)
     clicks = [r for r in session if _clicked_ms(r) <= now]
     return Impression(
         schema_version=SCHEMA_VERSION,
@@ -175,7 +175,7 @@ def _impression(
         time_ms=now,
         page_index=len(session),
         items=tuple(Item(str(a), *scores.get(str(a), scores[""])) for a in row["article_ids_inview"]),
-        state=State(user=_user(row, known, now), context=_context(row), page=_page(session, clicks)),
+        state=State(user=_user(row, known, now), context=_context(row), page=_page(session, clicks, now)),
         decision=decision,
     )
 
@@ -200,14 +200,20 @@ def _context(row: dict[str, Any]) -> dict[str, Any]:
     return {"device": int(row["device_type"]), "hour": time.hour, "weekday": time.weekday()}
 
 
-def _page(session: list[dict[str, Any]], clicks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the user is in the visit, and the last article opened on it."""
+def _page(session: list[dict[str, Any]], clicks: list[dict[str, Any]], now: int) -> dict[str, Any]:
+    """Where the user is in the visit, the last article opened on it, and how long it had been read by then."""
     last = clicks[-1] if clicks else None
     return {
         "page_index": len(session),
         "previous_clicked": str(_clicked(last)[-1]) if last and _clicked(last) else None,
-        "previous_read_s": None if last is None else _number(last["next_read_time"]),
+        "previous_read_s": None if last is None else _read_by(last, now),
     }
+
+
+def _read_by(row: dict[str, Any], now: int) -> float | None:
+    """The page asked for may come while the article is still open (in another tab)."""
+    seconds = _number(row["next_read_time"])
+    return None if seconds is None else min(seconds, (now - _clicked_ms(row)) / 1000)
 
 
 def _feedback(row: dict[str, Any]) -> Iterator[Feedback]:

@@ -15,7 +15,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.events import decode
 from pipeline.logs.log import EPISODES, EVENTS, LATE, SAMPLES, TRANSITIONS, Entry, EventLog
 from pipeline.logs.opening import open_log
-from pipeline.records import Ending, Episode, FeedbackKind, Page, SetAside, Transition
+from pipeline.records import Ending, Episode, Event, FeedbackKind, Impression, Page, SetAside, Transition
 from pipeline.streaming.counts import count
 from pipeline.streaming.run import run_stream
 
@@ -87,6 +87,37 @@ def test_clicks_within_their_window_are_joined_and_the_others_are_late(
     assert {kind: joined.count(kind) for kind in expected} == expected
     assert late.count(FeedbackKind.CLICK) == behaviors.clicks.sum() - expected[FeedbackKind.CLICK]
     assert late.count(FeedbackKind.PAGE_TURN) == (turns > WINDOW_S).sum()
+
+
+def test_a_state_holds_what_had_happened_by_then_and_nothing_later(
+    ebnerd_dir: Path, behaviors: pd.DataFrame, tmp_path: Path
+) -> None:
+    config = load_config(ROOT / "feature_configs" / "ebnerd.yaml")
+    log = open_log(f"file://{tmp_path}/log")
+    log.create(EVENTS, 1)
+    import_ebnerd(ebnerd_dir, config, log, None)
+    states = {e.request_id: e.state for e in read(log, EVENTS, Event) if isinstance(e, Impression)}
+
+    pages = behaviors.assign(clicked=behaviors.impression_time + pd.to_timedelta(behaviors.read_time, unit="s"))
+    opened = pages.explode("article_ids_clicked").dropna(subset="article_ids_clicked")
+    columns = ["article_id_fixed", "impression_time_fixed"]
+    history = pd.read_parquet(ebnerd_dir / "history.parquet", columns=["user_id", *columns]).explode(columns)
+    for page in pages.itertuples():
+        now, state = page.impression_time, states[f"eb{page.impression_id}"]
+        before = opened[(opened.user_id == page.user_id) & (opened.clicked <= now) & (opened.impression_time < now)]
+        ago = history[history.user_id == page.user_id].sort_values(columns[::-1]).article_id_fixed
+        articles = [*map(str, ago), *map(str, before.sort_values("clicked").article_ids_clicked)]
+        assert state.user["history_len"] == len(articles)
+        assert state.user["recent_reads"] == tuple(articles[-50:])
+        visit = before[before.session_id == page.session_id].sort_values("impression_time")
+        assert state.page["page_index"] == (pages[pages.session_id == page.session_id].impression_time < now).sum()
+        if len(visit):
+            last = visit.iloc[-1]
+            open_s = min(last.next_read_time, (now - last.clicked).total_seconds())
+            assert state.page["previous_clicked"] == str(last.article_ids_clicked)
+            assert state.page["previous_read_s"] == (None if pd.isna(last.next_read_time) else open_s)
+        else:
+            assert state.page["previous_clicked"] is None
 
 
 def test_nothing_is_lost_by_the_count_of_ids(ebnerd_dir: Path, tmp_path: Path) -> None:
