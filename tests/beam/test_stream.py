@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import apache_beam as beam
 import msgspec
@@ -18,9 +19,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import BusyError, StorageError, exclusive
+from pipeline.events import encode
 from pipeline.logs.files import FileLog, _Writer
 from pipeline.logs.log import DEAD_LETTERS, EVENTS, LATE, OUTPUTS, SAMPLES, Entry, LogError, Record
-from pipeline.records import DeadLetter
+from pipeline.records import DeadLetter, FeedbackKind
 from pipeline.streaming import run as run_module
 from pipeline.streaming.counts import Counts, count
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
@@ -138,6 +140,23 @@ def test_read_live_in_two_halves_it_gives_the_same_as_at_once(
     live.log.append(EVENTS, run.entries[half:])
     assert live.stream() == expected
     assert outputs(live.log) == outputs(run.log)
+
+
+def test_a_page_waits_for_the_last_stamp_that_its_feedback_may_have(
+    tmp_path: Path, config: FeatureConfig, make: SimpleNamespace
+) -> None:
+    """Read up to just before that stamp, it must still be open."""
+    shown_ms = 1_700_000_000_000
+    last_ms = shown_ms + config.stream.attribution.click + config.stream.lateness
+    run = Run(tmp_path, config, [Entry("a", encode(make.impression("s", 0, shown_ms)), shown_ms)])
+    first = run.stream(clock_ms=lambda: last_ms + config.stream.clock_skew)
+    assert first is not None
+    assert first.open == 1
+    click = make.feedback("c", "s", 0, shown_ms + 5, FeedbackKind.CLICK, "i1")
+    run.log.append(EVENTS, [Entry("b", encode(click), last_ms)])
+    second = run.stream()
+    assert second is not None
+    assert (second.joined, second.late) == (2, 0)
 
 
 def test_a_second_run_finds_nothing_to_do(run: Run, outputs: Outputs) -> None:
