@@ -92,6 +92,23 @@ def test_v_ignores_policy_pages_that_share_a_batch_with_baseline_pages(make_conf
     assert float(learner.losses(make_batch(reward=reward, by_baseline=baseline)).value) == pytest.approx(0.5)
 
 
+def test_v_looks_ahead_with_v_and_a_with_what_its_own_policy_would_execute(warm) -> None:
+    """The actors point out of the range on either side, so what they would execute are its bounds, 0 and 2."""
+    learner, batch = warm
+    learner.actor_heads.last.bias.assign([[[-50.0]], [[50.0]]])
+    hidden, ahead = learner.tower(batch.state), learner.tower(batch.next_state)
+    v_tm1, v_t = learner.value(hidden).numpy(), learner.value(ahead).numpy()
+    heads, bounds = learner.advantage_heads, np.array([[[-1.0]] * 64, [[1.0]] * 64], "f4")  # in units
+    a_tm1 = heads(heads.of_state(hidden), learner.space.units(batch.action)).numpy()
+    a_t = heads(heads.of_state(ahead), bounds).numpy()
+    assert np.abs(a_t).min() > 1e-4
+    losses = learner.losses(batch)
+    value = 0.5 * (batch.reward + 0.5 * v_t - v_tm1) ** 2
+    advantage = 0.5 * (batch.reward + 0.5 * (v_t + a_t) - v_tm1 - a_tm1) ** 2
+    np.testing.assert_allclose(losses.value, value.mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses.advantage, advantage.mean(axis=1), rtol=1e-5)
+
+
 # A fresh policy is the baseline ----------------------------------------------------------------------------------
 
 
