@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def test_an_event_survives_the_round_trip(event: dict[str, Any]) -> None:
     assert isinstance(parsed, Impression | Feedback)
     assert parse(encode(parsed), MAX) == parsed
     assert encode(decode(encode(parsed), type(parsed))) == encode(parsed)
+
+
+def test_the_examples_for_producers_are_events() -> None:
+    examples = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "events.md").read_text(), re.DOTALL)
+    assert [type(parse(example.encode(), MAX)) for example in examples] == [Impression, Feedback]
 
 
 REFUSED = {
