@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -10,14 +12,12 @@ GENERATED = ("agent_pb2.py", "agent_pb2.pyi", "agent_pb2_grpc.py")
 
 
 def generate(out: Path) -> None:
-    """Write the generated files under `out`, in the folders of the package."""
-    from grpc_tools import protoc  # a tool of developers, not installed with the package
+    """Write the generated files under `out`, in the folders of the package.
 
+    In a process of its own: protoc's libprotobuf and TensorFlow's crash each other.
+    """
     arguments = [f"--{kind}={out}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
-    code = protoc.main(["protoc", f"--proto_path={ROOT}", *arguments, PROTO])
-    if code != 0:
-        msg = f"protoc: expected exit code 0 for {PROTO}, found {code}"
-        raise SystemExit(msg)
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={ROOT}", *arguments, PROTO], check=True)
 
 
 if __name__ == "__main__":
