@@ -35,16 +35,16 @@ class FeedEnv(gymnasium.Env[Array, Array]):
         columns = len(observing.names(self.world.params))
         self.observation_space = spaces.Box(-_BOUND, _BOUND, (columns,), np.float32)
         self.action_space = spaces.Box(objective.low, objective.high, (1,), np.float32)
-        self._population = 0
+        self.population = 0  # the seed of its users' draws
         self._user = -1
         self._sessions: Sessions | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or self._user < 0:
-            self._population, self._user = int(self.np_random.integers(2**63)), -1
+            self.population, self._user = int(self.np_random.integers(2**63)), -1
         self._user += 1
-        self._sessions = begin(self.world.params, self._population, np.array([self._user]), np.zeros(1, np.int64))
+        self._sessions = begin(self.world.params, self.population, np.array([self._user]), np.zeros(1, np.int64))
         return self._observation(), self._info()
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:

@@ -1,0 +1,234 @@
+"""Traffic in virtual time: what the stream finds in the log is what the simulator counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.agent.fusion import fuse
+from pipeline.agent.requests import PageRequest, admit, admit_feedback
+from pipeline.config.reading import load_config
+from pipeline.records import (
+    SCHEMA_VERSION,
+    Action,
+    DecidedBy,
+    Decision,
+    Ending,
+    Event,
+    Fate,
+    Feedback,
+    FeedbackKind,
+    Impression,
+    Page,
+    SetAside,
+    Stamp,
+    Transition,
+)
+from pipeline.simulation.outcomes import Outcome, summarise
+from pipeline.simulation.params import SimulationError, World
+from pipeline.simulation.people import exposed, next_loyalty
+from pipeline.simulation.rollout import constant, play
+from pipeline.simulation.traffic import Flow, Traffic, VirtualClock, WallClock
+from pipeline.transitions.session import Rules, SessionState, Stamped, on_events, on_watermark
+
+CONFIG = load_config(Path(__file__).resolve().parents[2] / "feature_configs" / "simulated.yaml")
+WORLD = World()
+START_MS = 1_000_000
+
+
+class Feed:
+    """An agent with a constant action and the log it writes to, stamped by the clock."""
+
+    def __init__(self, action: float = 1.2, answers: bool = True) -> None:
+        self.clock = VirtualClock(START_MS)
+        self.action, self.answers = action, answers
+        self.log: list[Stamped] = []
+
+    def decide(self, request: PageRequest) -> tuple[int, ...] | None:
+        if not self.answers:
+            return None
+        page = admit(request)
+        order = fuse(CONFIG.fusion, (self.action,), page.items)
+        decision = Decision(DecidedBy.POLICY, "rl_a", "rl_a", (Action("a", self.action),))
+        assert page.time_ms == self.clock.now_ms()
+        self._append(
+            Impression(
+                SCHEMA_VERSION, page.request_id, page.user_id, page.session_id, page.time_ms, page.page_index,
+                tuple(page.items[i] for i in order), page.state, decision,
+            )
+        )  # fmt: skip
+        return order
+
+    def report(self, feedback: Feedback) -> None:
+        self._append(admit_feedback(feedback))
+
+    def _append(self, event: Event) -> None:
+        self.log.append(Stamped(Stamp(self.clock.now_ms(), 0, len(self.log)), event))
+
+    def traffic(self, **flow: object) -> Traffic:
+        return Traffic(WORLD, Flow(**flow), self.decide, self.report, self.clock)  # type: ignore[arg-type]
+
+
+def stream(log: list[Stamped]) -> list[object]:
+    """The pure core of the stream over a log, session by session, to the end of time."""
+    rules = Rules.of(CONFIG)
+    sessions: dict[str, list[Stamped]] = {}
+    for record in log:
+        sessions.setdefault(record.event.session_id, []).append(record)
+    outputs: list[object] = []
+    for records in sessions.values():
+        state: SessionState | None = None
+        for record in records:
+            if state is not None:
+                turn = on_watermark(rules, state, record.stamp.appended_at_ms - rules.lateness_ms)
+                outputs += turn.outputs
+                state = turn.state
+            turn = on_events(rules, state, [record])
+            outputs += turn.outputs
+            state = turn.state
+        while state is not None:
+            turn = on_watermark(rules, state, 10**12)
+            outputs += turn.outputs
+            state = turn.state
+    return outputs
+
+
+def test_the_stream_finds_exactly_the_rewards_that_the_simulator_counted():
+    feed = Feed()
+    traffic = feed.traffic(users=40, disordered=0.5, disorder_ms=800, duplicated=0.3)
+    outcomes = traffic.run(visits=80)
+    outputs = stream(feed.log)
+    transitions = [o for o in outputs if isinstance(o, Transition)]
+    assert {t.request_id: t.reward for t in transitions} == traffic.rewards
+    assert len(transitions) == len(traffic.rewards) == sum(o.pages for o in outcomes)
+    ended = [t for t in transitions if t.ending is not None]
+    assert len(ended) == sum(o.exposed for o in outcomes)
+    assert {t.ending for t in ended} == {Ending.LEAVE}
+    aside = Counter(o.fate for o in outputs if isinstance(o, SetAside))
+    pages = [o for o in outputs if isinstance(o, Page)]
+    assert set(aside) == {Fate.DUPLICATE}
+    assert sum(len(p.feedback) for p in pages) + aside[Fate.DUPLICATE] == traffic.events
+
+
+def test_events_are_disordered_and_doubled_as_configured():
+    feed = Feed()
+    traffic = feed.traffic(users=120, disordered=0.5, disorder_ms=800, duplicated=0.3)
+    traffic.run(visits=120)
+    events = [r.event for r in feed.log if isinstance(r.event, Feedback)]
+    distinct = {e.event_id for e in events}
+    assert 1.2 < len(events) / len(distinct) < 1.4
+    delays = [r.stamp.appended_at_ms - r.event.time_ms for r in feed.log if isinstance(r.event, Feedback)]
+    assert min(delays) == 20
+    assert 700 < max(delays) <= 820
+    times = [e.time_ms for e in events]
+    assert times != sorted(times)
+
+
+def test_reactions_are_delayed_some_beyond_the_next_page():
+    feed = Feed(0.0)
+    feed.traffic(users=120, disordered=0.0, duplicated=0.0).run(visits=120)
+    shown = {r.event.request_id: r.event for r in feed.log if isinstance(r.event, Impression)}
+    after = []
+    for record in feed.log:
+        if isinstance(record.event, Feedback) and record.event.kind is FeedbackKind.ORDER:
+            head, _, page = record.event.request_id.rpartition("-")
+            following = shown.get(f"{head}-{int(page) + 1}")
+            after.append(following is not None and following.time_ms < record.event.time_ms)
+    assert 0.02 < np.mean(after) < 0.9
+
+
+def test_sessions_in_traffic_are_those_of_the_batch():
+    feed = Feed(1.2)
+    traffic = feed.traffic(users=80, seed=9)
+    outcomes = {o.user_id: o for o in traffic.run(visits=80)}
+    played = play(WORLD, constant(1.2), 9, np.arange(80))
+    for user in range(80):
+        outcome = outcomes[f"user-{user}"]
+        if outcome.exposed and outcome.pages < WORLD.params.max_pages:
+            assert (outcome.pages, outcome.clicks) == (played.pages[user], played.clicks[user])
+            assert outcome.reward == pytest.approx(played.reward[user], abs=1e-9)
+
+
+@pytest.mark.parametrize("flow", [{"pace": 0.5}, {"visits_per_s": 200.0}, {"duplicated": 0.9}])
+def test_what_users_do_does_not_depend_on_the_clock(flow: dict[str, float]):
+    plain, other = Feed(), Feed()
+    expected = plain.traffic(users=50).run(visits=50)
+    found = other.traffic(users=50, **flow).run(visits=50)
+    assert sorted(found, key=lambda o: o.user_id) == sorted(expected, key=lambda o: o.user_id)
+
+
+def test_an_agent_that_does_not_answer_is_counted_and_nothing_is_reported():
+    feed = Feed(answers=False)
+    traffic = feed.traffic(users=20)
+    outcomes = traffic.run(visits=20)
+    played = play(WORLD, constant(1.0), 1, np.arange(20))
+    assert traffic.unanswered == sum(o.pages for o in outcomes) > 0
+    assert not feed.log
+    assert not traffic.rewards
+    seen = sum(o.pages for o in outcomes)
+    assert seen == sum(played.pages[int(o.user_id.removeprefix("user-"))] for o in outcomes if o.exposed)
+
+
+def test_an_answer_that_is_no_order_of_the_candidates_is_refused():
+    clock = VirtualClock()
+    traffic = Traffic(WORLD, Flow(), lambda request: (0, 0, 1), lambda event: None, clock)
+    with pytest.raises(SimulationError, match="expected an order of 40 candidates"):
+        traffic.run(visits=5)
+
+
+def test_visits_in_vain_cost_exposure():
+    """Each visit looks at the feed or not by what the same user's earlier visits brought."""
+    traffic = Feed(2.0).traffic(users=10, visits_per_s=0.05)
+    by_user: dict[str, list[Outcome]] = {}
+    for outcome in traffic.run(visits=100):
+        by_user.setdefault(outcome.user_id, []).append(outcome)
+    loyalties = set()
+    for name, outcomes in by_user.items():
+        user, loyalty = np.array([int(name.removeprefix("user-"))]), np.array([WORLD.params.loyalty_start])
+        for visit, outcome in enumerate(outcomes):
+            assert outcome.exposed == exposed(WORLD.params, 1, user, np.array([visit]), loyalty)[0]
+            if outcome.exposed:
+                converted = np.array([float(outcome.clicks > 0)])
+                loyalty = next_loyalty(WORLD.params, loyalty, np.array([outcome.buyer]), converted)
+            loyalties.add(float(loyalty[0]))
+    assert min(loyalties) < 0.3 < 0.9 < max(loyalties)
+
+
+def test_stopping_ends_at_once():
+    stop = threading.Event()
+    feed = Feed()
+
+    def decide(request: PageRequest) -> tuple[int, ...] | None:
+        if len(feed.log) > 10:
+            stop.set()
+        return feed.decide(request)
+
+    traffic = Traffic(WORLD, Flow(), decide, feed.report, feed.clock)
+    outcomes = traffic.run(stop=stop)
+    assert len(feed.log) == 12
+    assert len(outcomes) < 12
+
+
+def test_the_wall_clock_waits_no_longer_than_the_stop():
+    stop = threading.Event()
+    stop.set()
+    clock = WallClock(stop)
+    clock.wait_until(clock.now_ms() + 10**9)
+
+
+def test_a_summary_counts_users_who_click_and_visits_that_look():
+    outcomes = [
+        Outcome("user-1", True, True, 2, 3, 1, 10.0, 5.0),
+        Outcome("user-2", False, True, 4, 0, 0, 30.0, -3.0),
+        Outcome("user-3", False, False),
+    ]
+    found = summarise(outcomes)
+    assert (found.visits, found.sessions) == (3, 2)
+    assert (found.reward.mean, found.depth.mean, found.user_clicks.mean) == (1.0, 3.0, 0.5)
+    assert found.exposure.mean == pytest.approx(2 / 3)
+    assert found.reward.low < found.reward.mean < found.reward.high
+    assert np.isnan(summarise([]).reward.mean)
