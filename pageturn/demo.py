@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -31,6 +31,8 @@ from pipeline.records import Impression, Page
 from pipeline.serving.client import ModelServer
 from pipeline.serving.errors import TooLate
 from pipeline.serving.launch import free_port
+from pipeline.streaming.counts import count
+from pipeline.streaming.outputs import read_all
 
 _EXCERPT = Path("../shared/data/ebnerd")
 _STEP_S = 300.0
@@ -205,22 +207,23 @@ def _request(page: Impression) -> pb.DecideRequest:
 
 
 def _page_of_a_learned_bucket(config: FeatureConfig, run: Run) -> Impression:
+    """The longest, for there the order is most likely to change."""
     table, learned = bucket_table(config.buckets), config.learned_policies()
-    for record in open_log(run.log).read(SAMPLES, 0, 0, 1_000_000):
-        impression = decode(record.payload, Page).impression
-        if table[slot_of(config.buckets, impression.user_id)].policy in learned:
-            return impression
-    message = "no user of the log is in a learned bucket"
-    raise DemoError(message)
+    with closing(open_log(run.log)) as log:
+        pages = [decode(record.payload, Page).impression for record in read_all(log, SAMPLES)]
+    theirs = [page for page in pages if table[slot_of(config.buckets, page.user_id)].policy in learned]
+    if not theirs:
+        message = "no user of the log is in a learned bucket"
+        raise DemoError(message)
+    return max(theirs, key=lambda page: (len(page.items), page.request_id))
 
 
 # The table -------------------------------------------------------------------------------------------------------
 
 
 def _report(run: Run, answer: pb.DecideResponse, seconds: float) -> str:
-    from pipeline.streaming.counts import count
-
-    counts = count(open_log(run.log), Path(run["stream"]))
+    with closing(open_log(run.log)) as log:
+        counts = count(log, Path(run["stream"]))
     rows = [*event_rows(counts), (), *_training_rows(run), (), *_decision_rows(answer)]
     return "\n".join(
         [

@@ -25,7 +25,7 @@ from pipeline.learning.metrics import MetricsFile, measured
 from pipeline.learning.progress import Progress, check_identity, decode_saved, identity
 from pipeline.learning.rereading import reread
 from pipeline.learning.training import ROUND_SIZE, Training, origins_of
-from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record
+from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
 from pipeline.records import DeadLetter
@@ -155,7 +155,7 @@ class _Run:
             return
         entries = [Entry(letter.key, encode(letter)) for letter in self._dead_letters]
         _log.warning("%d transitions refused, the last: %s", len(entries), self._dead_letters[-1].detail)
-        _ensure(self._job.log, DEAD_LETTERS)
+        ensure_topic(self._job.log, DEAD_LETTERS, 1)
         self._job.log.append(DEAD_LETTERS, entries)
         self._dead_letters.clear()
 
@@ -211,10 +211,3 @@ class _Run:
             )
         _log.info("resumed from %s: %d transitions", loaded.path, saved.progress.ingested)
         return loaded.number
-
-
-def _ensure(log: EventLog, topic: str) -> None:
-    try:
-        log.partitions(topic)
-    except LogError:
-        log.create(topic, 1)

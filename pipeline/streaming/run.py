@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import exclusive
 from pipeline.logs.files import wall_clock_ms
-from pipeline.logs.log import EVENTS, OUTPUTS, EventLog, LogError
+from pipeline.logs.log import EVENTS, OUTPUTS, EventLog, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
 from pipeline.streaming.counts import Counts, count
@@ -67,13 +67,10 @@ def _flat(prefix: str, value: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _create_topics(log: EventLog, partitions: int, until_idle: bool) -> None:
+    if until_idle:
+        log.partitions(EVENTS)  # LogError: without it there is nothing to read, and nobody will come
     for topic in (EVENTS, *OUTPUTS):
-        try:
-            log.partitions(topic)
-        except LogError:
-            if topic == EVENTS and until_idle:
-                raise  # there is nothing to read, and nobody will come
-            log.create(topic, partitions)
+        ensure_topic(log, topic, partitions)
 
 
 def _run(
