@@ -57,6 +57,18 @@ class Candidate(Struct, frozen=True):
     advantage_mean: float | None
     pages: dict[str, int]  # decided_by -> pages since the last candidate
     probes: tuple[Probe, ...]
+    files: dict[str, str] = {}  # sha256 of each file of the model, by its path in there
+
+
+def file_digests(model: Path) -> dict[str, str]:
+    """For `Candidate.files`."""
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    return {path.relative_to(model).as_posix(): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def candidate_id(transitions: int, run: str) -> str:
@@ -76,13 +88,17 @@ def read_candidate(path: Path) -> Candidate:
     """
     candidate = decode_candidate(path / RECORD)
     model = path / MODEL
-    missing = [name for name in _MODEL_FILES if not (model / name).is_file()]
+    missing = [name for name in dict.fromkeys((*_MODEL_FILES, *candidate.files)) if not (model / name).is_file()]
     if missing:
         message = f"{model}: expected a complete SavedModel; missing {', '.join(missing)}"
         raise CandidateError(message)
     found = (candidate.policy, candidate.id)
     if found != (path.parent.name, path.name):
         message = f"{path / RECORD}: expected policy and id of its folder, found {'/'.join(found)}"
+        raise CandidateError(message)
+    torn = [name for name, digest in candidate.files.items() if _sha256(model / name) != digest]
+    if torn:
+        message = f"{model}: expected the files that the trainer wrote; not as written: {', '.join(torn)}"
         raise CandidateError(message)
     read_parameters(model, candidate)
     return candidate

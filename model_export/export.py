@@ -30,6 +30,7 @@ from model_export.candidate import (
     Probe,
     candidate_id,
     encode_candidate,
+    file_digests,
 )
 from pipeline import durable
 from pipeline.config.schema import Bits, Dense, Feature, FeatureConfig
@@ -114,7 +115,8 @@ class Exporter:
         (model / EXTRA).mkdir()
         (model / PARAMETERS).write_bytes(snapshot.to_bytes())
         write_warm_up(model / WARM_UP, candidate.model_name, inputs)
-        (folder / RECORD).write_bytes(encode_candidate(candidate))
+        record = structs.replace(candidate, files=file_digests(model))
+        (folder / RECORD).write_bytes(encode_candidate(record))
         durable.sync_tree(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 
@@ -251,3 +252,18 @@ def test_a_staging_folder_that_breaks_later_is_named_as_well(config, training, t
     (tmp_path / "p2").touch()
     with pytest.raises(CandidateError, match=r"staging folder .*/p2/0+140-.*: cannot be written: .*not a directory"):
         exporter(training, created_ms=42)
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.data-00000-of-00001"])
+def test_a_model_that_was_cut_short_is_found_before_it_is_published(exported, tmp_path: Path, name: str) -> None:
+    """A bootstrap candidate is published before any server could try it."""
+    candidate = tmp_path / "p1" / exported["p1"].name
+    shutil.copytree(exported["p1"], candidate)
+    assert read_candidate(candidate).files
+    file = candidate / MODEL / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CandidateError, match=f"not as written: {name}"):
+        read_candidate(candidate)
+    file.unlink()
+    with pytest.raises(CandidateError, match=f"missing {name}"):
+        read_candidate(candidate)
