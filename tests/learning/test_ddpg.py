@@ -133,6 +133,15 @@ def test_a_waiting_actor_stays_at_the_baseline_to_the_last_bit(make_config, make
     np.testing.assert_array_equal(waiting, np.broadcast_to(np.array([1.1, 0.1], "f4"), (16, 2)))
 
 
+def test_an_actor_that_waited_starts_with_the_step_of_a_fresh_one(make_config, make_batch) -> None:
+    """While none may move, the optimiser's bias correction does not age: the first steps would be too long."""
+    learner = Ddpg(make_config())
+    for _ in range(3):
+        learner.step(make_batch(), ~ALL)
+    adam = learner.actor_adam
+    assert [adam.beta1_power.numpy(), adam.beta2_power.numpy()] == [np.float32(0.9), np.float32(0.999)]
+
+
 def test_exported_actions_stay_in_range(make_config) -> None:
     space = ActionSpace(make_config(ODD))
     np.testing.assert_array_equal(

@@ -236,6 +236,16 @@ def test_every_server_has_to_answer_the_probes_as_the_trainer_did(world: Any) ->
     assert world.pointer().stable.version == 1
 
 
+def test_every_server_has_to_load_the_version(world: Any) -> None:
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    second = type(world.server)(world.models, "second:8500")
+    second.broken[2] = "its disk is full"
+    world.servers.append(second)
+    assert world.run().refused == {"load_failed": 1}
+    assert "second:8500" in verdict_lines(world)[-1]["detail"]
+
+
 def test_nothing_of_a_version_that_did_not_go_out_stays_in_the_store(world: Any) -> None:
     """Or a fault that refuses every version would fill it with a snapshot a minute."""
     world.bootstrap()
