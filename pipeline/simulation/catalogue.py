@@ -33,7 +33,7 @@ def catalogue(params: Params) -> Catalogue:
 
 
 def is_deal(items: Array) -> Array:
-    return items % 2 == 0
+    return np.asarray(items % 2 == 0)
 
 
 def item_id(index: int) -> str:

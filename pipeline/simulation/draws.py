@@ -49,10 +49,10 @@ def two_bells(keys: Array) -> tuple[Array, Array]:
 def squash(x: Array) -> Array:
     """An increasing function of the real line onto (0, 1) with value 1/2 and slope 1/2 at 0: turns a leaning into a
     probability. Algebraic, where a logistic function would have other last bits on another machine."""
-    return 0.5 + 0.5 * x / np.sqrt(1.0 + x * x)
+    return np.asarray(0.5 + 0.5 * x / np.sqrt(1.0 + x * x))
 
 
 def _mixed(z: Array) -> Array:
     z = (z ^ (z >> np.uint64(30))) * _FIRST
     z = (z ^ (z >> np.uint64(27))) * _SECOND
-    return z ^ (z >> np.uint64(31))
+    return np.asarray(z ^ (z >> np.uint64(31)))

@@ -64,7 +64,7 @@ class FeedEnv(gymnasium.Env[Array, Array]):
 
     def _observation(self) -> Array:
         assert self._sessions is not None
-        return observing.vector(self.world.params, self._sessions)[0]
+        return np.asarray(observing.vector(self.world.params, self._sessions)[0])
 
     def _info(self) -> dict[str, Any]:
         assert self._sessions is not None

@@ -47,7 +47,7 @@ class Sessions(NamedTuple):
     saturation: Array  # hidden
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return len(self.page)
 
 
@@ -73,11 +73,11 @@ class Reaction(NamedTuple):
 
     @property
     def clicks(self) -> Array:
-        return self.clicked.sum(axis=0)
+        return np.asarray(self.clicked.sum(axis=0))
 
     @property
     def orders(self) -> Array:
-        return self.ordered.sum(axis=0)
+        return np.asarray(self.ordered.sum(axis=0))
 
 
 def begin(params: Params, seed: int, users: Array, visits: Array) -> Sessions:
@@ -198,7 +198,9 @@ def _conversions(
     mood = mood + params.click_trust * (sessions.trust - params.trust_start)
     weary = params.click_saturation * sessions.saturation * np.maximum(lean, 0.0)
     clicking = np.take_along_axis(page.click_leaning, shown, 0) + taste + mood - weary
-    ordering = np.take_along_axis(page.pay_leaning, shown, 0) + np.where(buyer, params.buyer_order, params.browser_order)
+    ordering = np.take_along_axis(page.pay_leaning, shown, 0) + np.where(
+        buyer, params.buyer_order, params.browser_order
+    )
     luck, fortune = draws.two_uniforms(draws.key(np.take_along_axis(page.keys, shown, 0), _REACTION))
     clicked = luck < attention * draws.squash(clicking)
     ordered = clicked & (fortune < draws.squash(ordering))

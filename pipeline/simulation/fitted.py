@@ -6,6 +6,7 @@ smooth, and it bootstraps where the search uses whole returns. Their errors have
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,24 +17,35 @@ from pipeline.simulation.intent import View, anything
 from pipeline.simulation.params import World
 from pipeline.simulation.rollout import Policy, Step, play
 
-_GRID = 21  # actions among which Q is maximised
 _NOISE = 0.5  # around the policy that gathers data, in action units
 _RIDGE = 1e-5
 _ROUNDS = 4
-_SWEEPS = 80
+_SWEEPS = 100  # at most
+_SETTLED = 1e-3  # mean change of a value in a sweep at which sweeping ends
 
 
-class Greedy(NamedTuple):
+@dataclass(frozen=True)
+class Greedy:
     world: World
     view: View
     weights: Array  # [3, columns]: of 1, a and a^2
 
     def __call__(self, sessions: Sessions) -> Array:
-        return _grid(self.world)[np.argmax(self.values(self.view(sessions)), axis=1)]
+        return self.best(self.view(sessions))[0]
 
-    def values(self, columns: Array) -> Array:
-        """Q of each action of the grid, [n, actions]."""
-        return np.asarray((columns @ self.weights.T) @ _powers(_grid(self.world)).T)
+    def values(self, columns: Array, actions: Array) -> Array:
+        """Q(o, a), [n]."""
+        return np.asarray((_powers(actions) * (columns @ self.weights.T)).sum(axis=1))
+
+    def best(self, columns: Array) -> tuple[Array, Array]:
+        """The action in the range with the highest Q, and that value: a parabola's top or one of the ends."""
+        low, high = self.world.objective.low, self.world.objective.high
+        _, slope, bend = terms = (columns @ self.weights.T).T
+        inside = np.clip(-slope / np.where(bend == 0.0, 1.0, 2.0 * bend), low, high)
+        actions = np.stack([np.full_like(slope, low), inside, np.full_like(slope, high)])
+        values = terms[0] + actions * (terms[1] + actions * terms[2])
+        top = np.argmax(values, axis=0)[None]
+        return np.take_along_axis(actions, top, 0)[0], np.take_along_axis(values, top, 0)[0]
 
 
 class Table(NamedTuple):
@@ -62,24 +74,27 @@ def fit(world: World, view: View, seed: int, *, sessions: int) -> Greedy:
 
 
 def _iterate(greedy: Greedy, table: Table) -> Greedy:
-    """Value iteration. The normal equations are those of the actions taken: only their right side changes."""
+    """Value iteration from the last round's values on, until they settle. Each sweep solves the same normal equations
+    (those of the actions taken) for other targets."""
     gamma = greedy.world.objective.gamma
     x = (_powers(table.action)[:, :, None] * table.columns[:, None, :]).reshape(len(table.action), -1)
     inverse = np.linalg.inv(x.T @ x + _RIDGE * len(x) * np.eye(x.shape[1]))
-    greedy = greedy._replace(weights=np.zeros((3, table.columns.shape[1])))
+    ahead = greedy.best(table.columns)[1]
     for _ in range(_SWEEPS):
-        ahead = greedy.values(table.columns).max(axis=1)[table.next_row]
-        target = table.reward + gamma * table.goes_on * ahead
-        greedy = greedy._replace(weights=(inverse @ (x.T @ target)).reshape(3, -1))
+        target = table.reward + gamma * table.goes_on * ahead[table.next_row]
+        greedy = replace(greedy, weights=(inverse @ (x.T @ target)).reshape(3, -1))
+        before, ahead = ahead, greedy.best(table.columns)[1]
+        if gamma * float(np.mean(np.abs(ahead - before))) < _SETTLED:
+            break
     return greedy
 
 
 def _table(view: View, steps: list[Step]) -> Table:
     """A session that is cut looks ahead to its own last page, which values going on about right."""
-    offsets = np.cumsum([0, *(len(step.index) for step in steps)])
-    next_row = [offset + np.arange(len(step.index)) for offset, step in zip(offsets[:-1], steps, strict=True)]
+    offsets = np.cumsum([0, *(len(step.at) for step in steps)])
+    next_row = [offset + np.arange(len(step.at)) for offset, step in zip(offsets[:-1], steps, strict=True)]
     for number, step in enumerate(steps[:-1]):
-        next_row[number][~step.left] = offsets[number + 1] + np.arange(len(steps[number + 1].index))
+        next_row[number][~step.left] = offsets[number + 1] + np.arange(len(steps[number + 1].at))
     return Table(
         columns=np.concatenate([view(step.before) for step in steps]),
         action=np.concatenate([step.action for step in steps]),
@@ -96,11 +111,7 @@ def _joined(tables: list[Table]) -> Table:
 
 
 def _around(policy: Policy, random: np.random.Generator) -> Policy:
-    return lambda sessions: policy(sessions) + _NOISE * random.standard_normal(sessions.count)
-
-
-def _grid(world: World) -> Array:
-    return np.linspace(world.objective.low, world.objective.high, _GRID)
+    return lambda sessions: policy(sessions) + _NOISE * random.standard_normal(sessions.size)
 
 
 def _powers(actions: Array) -> Array:

@@ -83,7 +83,7 @@ class Everything(NamedTuple):
 
 def anything(world: World, random: np.random.Generator) -> Policy:
     """Uniform actions."""
-    return lambda sessions: random.uniform(world.objective.low, world.objective.high, sessions.count)
+    return lambda sessions: random.uniform(world.objective.low, world.objective.high, sessions.size)
 
 
 def _mixed(session: Array, buyer: Array) -> Array:

@@ -92,11 +92,11 @@ def vector(params: Params, sessions: Sessions) -> Array:
 
 def _bent(x: Array, half: float) -> Array:
     """From 0 at 0 to 1, with 1/2 at `half`."""
-    return x / (x + half)
+    return np.asarray(x / (x + half))
 
 
 def _one_hot(values: Array, size: int) -> Array:
-    return values == np.arange(size)[:, None]
+    return np.asarray(values == np.arange(size)[:, None])
 
 
 def _mean_vectors(params: Params, recents: Array) -> Array:

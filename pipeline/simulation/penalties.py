@@ -76,7 +76,9 @@ def follow(world: World, name: str, policy: Policy, seed: int, users: int, visit
 def table(found: Experiment) -> str:
     rows = (("baseline", found.baseline), ("penalties off", found.without_penalties), ("on", found.with_penalties))
     columns = ("depth", "dwell_s", "exposure", "buyers_exposure", "buyers_clicking")
-    return "\n".join([found.world, _line("", "policy", columns), *(_line(n, e.policy, _cells(e, columns)) for n, e in rows)])
+    return "\n".join(
+        [found.world, _line("", "policy", columns), *(_line(n, e.policy, _cells(e, columns)) for n, e in rows)]
+    )
 
 
 def _cells(effect: Effect, columns: Sequence[str]) -> list[str]:

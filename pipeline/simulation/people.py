@@ -63,13 +63,13 @@ def exposed(params: Params, seed: int, users: Array, visits: Array, loyalty: Arr
     """Whether a visit gets to see the feed: those whose earlier visits were in vain stop scrolling down to it."""
     _, visit_keys = _keys(seed, users, visits)
     luck = draws.uniform(draws.key(visit_keys, _EXPOSURE))
-    return luck < params.exposure_level + params.exposure_loyalty * loyalty
+    return np.asarray(luck < params.exposure_level + params.exposure_loyalty * loyalty)
 
 
 def next_loyalty(params: Params, loyalty: Array, buyer: Array, converted: Array) -> Array:
     """Loyalty after an exposed visit that had a click, or none."""
     rate = np.where(buyer, params.loyalty_rate_buyer, params.loyalty_rate_browser)
-    return loyalty + rate * (converted - loyalty)
+    return np.asarray(loyalty + rate * (converted - loyalty))
 
 
 def _keys(seed: int, users: Array, visits: Array) -> tuple[Array, Array]:
@@ -102,11 +102,11 @@ def _recents(params: Params, keys: Array, buyer: Array) -> Array:
     number = np.arange(params.recents)[:, None]
     kind, which = draws.two_uniforms(draws.key(keys, number))
     show = kind >= np.where(buyer, params.history_buyer, params.history_browser)
-    return 2 * (which * (params.catalogue // 2)).astype(np.int64) + show
+    return np.asarray(2 * (which * (params.catalogue // 2)).astype(np.int64) + show)
 
 
 def _active(params: Params, keys: Array, buyer: Array) -> Array:
     number = np.arange(ACTIVE_BITS)[:, None]
     rate = np.where(buyer, params.active_buyer, params.active_browser)
     bits = (draws.uniform(draws.key(keys, number)) < rate).astype(np.uint64) << number.astype(np.uint64)
-    return np.bitwise_or.reduce(bits, axis=0)
+    return np.asarray(np.bitwise_or.reduce(bits, axis=0))

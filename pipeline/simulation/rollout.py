@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 class Step(NamedTuple):
     """One page of every session that was still there."""
 
-    index: Array  # which sessions
+    at: Array  # which sessions
     before: Sessions
     action: Array
     reward: Array
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 def constant(action: float) -> Policy:
-    return lambda sessions: np.full(sessions.count, action)
+    return lambda sessions: np.full(sessions.size, action)
 
 
 def play(
@@ -49,7 +49,7 @@ def play(
 ) -> Sums:
     """Each user's visit (the first, by default) to its end, or to `max_pages`. Actions are clipped to the range."""
     sessions = begin(world.params, seed, users, np.zeros_like(users) if visits is None else visits)
-    n = sessions.count
+    n = sessions.size
     total = {name: np.zeros(n) for name in ("reward", "discounted", "clicks", "orders", "pages", "dwell_s")}
     buyer, index, weight = sessions.visitors.buyer, np.arange(n), 1.0
     for _ in range(world.params.max_pages):
@@ -57,7 +57,8 @@ def play(
         page = offer(world.params, sessions)
         reaction = react(world.params, sessions, page, arrange(world, page, action))
         reward = rewards(world.objective, reaction)
-        gains = (reward, weight * reward, reaction.clicks, reaction.orders, 1.0, reaction.dwell_s)
+        one = np.ones(len(index))
+        gains = (reward, weight * reward, reaction.clicks, reaction.orders, one, reaction.dwell_s)
         for sums, gain in zip(total.values(), gains, strict=True):
             sums[index] += gain
         if watch is not None:

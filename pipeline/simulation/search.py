@@ -7,6 +7,7 @@ half of the coefficients is the natural gradient (compatible function approximat
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ _RIDGE = 1e-5
 _AVERAGED = 0.4  # the share of the iterations, at the end, whose weights are averaged
 
 
-class Linear(NamedTuple):
+@dataclass(frozen=True)
+class Linear:
     world: World
     view: View
     weights: Array
@@ -64,10 +66,10 @@ def search(start: Linear, seed: int, schedule: Schedule) -> Linear:
         gradient, spread = _natural_gradient(policy, steps, noise)
         done = number / max(schedule.iterations - 1, 1)
         size = schedule.first_step * (schedule.last_step / schedule.first_step) ** done
-        policy = policy._replace(weights=policy.weights + size * gradient / max(spread, 1e-9))
+        policy = replace(policy, weights=policy.weights + size * gradient / max(spread, 1e-9))
         visited.append(policy.weights)
     last = visited[-max(1, round(_AVERAGED * schedule.iterations)) :]
-    return policy._replace(weights=np.mean(last, axis=0))
+    return replace(policy, weights=np.mean(last, axis=0))
 
 
 def _natural_gradient(policy: Linear, steps: list[Step], noise: list[Array]) -> tuple[Array, float]:
@@ -75,7 +77,7 @@ def _natural_gradient(policy: Linear, steps: list[Step], noise: list[Array]) -> 
     gamma = policy.world.objective.gamma
     x = np.concatenate([policy.view(step.before) for step in steps])
     returns = np.concatenate(returns_to_go(gamma, steps))
-    weight = np.concatenate([np.full(len(step.index), gamma**t) for t, step in enumerate(steps)])
+    weight = np.concatenate([np.full(len(step.at), gamma**t) for t, step in enumerate(steps)])
     design = np.column_stack([x, x * np.concatenate(noise)[:, None]]) * np.sqrt(weight)[:, None]
     gram = design.T @ design + _RIDGE * len(x) * np.eye(2 * policy.view.width)
     gradient = np.linalg.solve(gram, design.T @ (returns * np.sqrt(weight)))[policy.view.width :]
@@ -84,17 +86,17 @@ def _natural_gradient(policy: Linear, steps: list[Step], noise: list[Array]) -> 
 
 def returns_to_go(gamma: float, steps: list[Step]) -> list[Array]:
     """Discounted reward from each page on, to the end of its session or to where it was cut."""
-    ahead = np.zeros(1 + max(int(step.index.max()) for step in steps))
+    ahead = np.zeros(1 + max(int(step.at.max()) for step in steps))
     found = []
     for step in reversed(steps):
-        ahead[step.index] = step.reward + gamma * np.where(step.left, 0.0, ahead[step.index])
-        found.append(ahead[step.index])
+        ahead[step.at] = step.reward + gamma * np.where(step.left, 0.0, ahead[step.at])
+        found.append(ahead[step.at])
     return found[::-1]
 
 
 def _noisy(policy: Policy, random: np.random.Generator, noise: list[Array]) -> Policy:
     def act(sessions: Sessions) -> Array:
-        noise.append(random.standard_normal(sessions.count))
+        noise.append(random.standard_normal(sessions.size))
         return policy(sessions) + _NOISE * noise[-1]
 
     return act

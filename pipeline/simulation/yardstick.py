@@ -77,7 +77,7 @@ def measure(world: World, *, seed: int = 1, budget: Budget | None = None) -> Yar
         "best constant": constants(world),
         "best myopic": two_roads(myopic(world), seen, seed, budget),
         "best": two_roads(world, seen, seed, budget),
-        "all-knowing": two_roads(world, Everything(world.params), seed, budget),
+        "all-knowing": {"fitted Q": fitted.fit(world, Everything(world.params), seed, sessions=budget.fitted)},
     }
     base = play(world, constant(world.objective.baseline), seed + 2, np.arange(budget.measured))
     rows = [_row("baseline", "a = baseline", base, base)]
@@ -136,7 +136,9 @@ def table(yardstick: Yardstick) -> str:
 def _line(row: Row) -> str:
     estimates = (row.discounted, row.discounted_ratio, row.undiscounted, row.undiscounted_ratio)
     figures = " ".join(f"{each!s:>22}" for each in estimates)
-    return f"{row.name:14} {row.found_by:19} {figures} {row.depth:6.2f} {row.dwell_s:6.1f} {row.buyers_with_click:15.3f}"
+    return (
+        f"{row.name:14} {row.found_by:19} {figures} {row.depth:6.2f} {row.dwell_s:6.1f} {row.buyers_with_click:15.3f}"
+    )
 
 
 def _played(world: World, policy: Policy, seed: int, budget: Budget) -> Sums:

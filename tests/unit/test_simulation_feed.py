@@ -117,7 +117,7 @@ def test_rewards_are_those_of_the_stream():
     play(WORLD, constant(0.7), 2, np.arange(40), watch=steps)
     kinds = set()
     for step in steps:
-        for i in range(len(step.index)):
+        for i in range(len(step.at)):
             alone = one(step.before, i)
             page = offer(PARAMS, alone)
             reaction = react(PARAMS, alone, page, arrange(WORLD, page, step.action[i : i + 1]))
@@ -177,7 +177,7 @@ def test_the_encoder_reads_every_state():
     encoder = Encoder(config, ItemVectors())
     steps: list[Step] = []
     play(WORLD, constant(1.0), 1, np.arange(30), watch=steps)
-    states = [observing.state(step.before, i) for step in steps for i in range(len(step.index))]
+    states = [observing.state(step.before, i) for step in steps for i in range(len(step.at))]
     prepared = [encoder.prepare(state) for state in states]
     assert all(all(p.lookups["recent_clicks"].hits) for p in prepared)
     inputs = encoder.finish(encoder.stack(prepared), Snapshot.initial(config))
