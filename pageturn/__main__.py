@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pageturn.operating import counts, switch
+from pageturn.operating import counts, status, switch
 from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions
 
 if TYPE_CHECKING:
@@ -252,6 +252,7 @@ def agent(
 
 
 main.add_command(counts)
+main.add_command(status)
 main.add_command(switch)
 
 

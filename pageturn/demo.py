@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import grpc
 
+from model_export.status import PolicyStatus, status
 from pageturn.generated import generate
 from pageturn.processes import Process, Stopped, pageturn
 from pageturn.table import event_rows, render
@@ -31,6 +32,8 @@ from pipeline.records import Impression, Page
 from pipeline.serving.client import ModelServer
 from pipeline.serving.errors import TooLate
 from pipeline.serving.launch import free_port
+from pipeline.stores.opening import open_store
+from pipeline.stores.store import KeyValueStore
 from pipeline.streaming.counts import count
 from pipeline.streaming.outputs import read_all
 
@@ -38,6 +41,7 @@ _EXCERPT = Path("../shared/data/ebnerd")
 _STEP_S = 300.0
 _START_S = 120.0
 _DECIDE_S = 1.0
+_FOLLOW_S = 30.0
 
 
 class DemoError(PageturnError):
@@ -99,6 +103,7 @@ def _loop(config: FeatureConfig, run: Run, started: float) -> None:
               run["trainer"], "--staging", run["staging"], "--until-idle")  # fmt: skip
         _step("control", "candidates checked, published or refused", run, "control", *_shared(run), *volume,
               "--server", server, "--until-idle")  # fmt: skip
+        _await_followed(config, run)
         answer = _decide(config, run, port)
     _step("stream", "once more: the page just decided is now open", run, *_stream(run))
     click.echo("\n" + _report(run, answer, time.monotonic() - started))
@@ -190,6 +195,27 @@ def _decide(config: FeatureConfig, run: Run, port: int) -> pb.DecideResponse:
         except grpc.RpcError as error:
             message = f"the agent on port {port} did not answer: {error}; see {run.logs / 'agent.log'}"
             raise DemoError(message) from error
+
+
+def _await_followed(config: FeatureConfig, run: Run) -> None:
+    """Wait until the agent says that it uses what was published last."""
+    began = time.monotonic()
+    with closing(open_store(run.store)) as store:
+        while not all(_followed(policy) for policy in _policies(config, run, store)):
+            if run.stop.wait(0.2):
+                message = "the demo was told to stop"
+                raise Stopped(message)
+            if time.monotonic() - began > _FOLLOW_S:
+                message = f"the agent did not take up the published versions within {_FOLLOW_S:.0f} s; see {run.logs}"
+                raise DemoError(message)
+
+
+def _policies(config: FeatureConfig, run: Run, store: KeyValueStore) -> tuple[PolicyStatus, ...]:
+    return status(config, store, (), Path(run["models"]), now_ms=time.time_ns() // 1_000_000).policies
+
+
+def _followed(policy: PolicyStatus) -> bool:
+    return policy.pointer.stable is not None and set(policy.agents) == {policy.pointer.stable.version}
 
 
 def _request(page: Impression) -> pb.DecideRequest:

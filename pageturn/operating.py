@@ -1,13 +1,19 @@
-"""Commands for people who run a loop: what became of the events, and the switches of a policy."""
+"""Commands for people who run a loop: what became of the events, what is served, and the switches of a policy."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pageturn.options import options
+from pageturn.options import TARGET, options
+
+if TYPE_CHECKING:
+    from model_export.status import PolicyStatus
 
 
 @click.command()
@@ -24,6 +30,41 @@ def counts(log_url: str, state: Path) -> None:
         message = f"{state}: no snapshot of the stream that wrote {log_url}; --state is the folder given to `stream`"
         raise click.ClickException(message)
     click.echo(render(event_rows(done)))
+
+
+@click.command()
+@options("config", "store", "models")
+@click.option("--server", "servers", multiple=True, type=TARGET, help="HOST:PORT of each model server to ask.")
+def status(config_path: Path, store_url: str, models: Path, servers: tuple[str, ...]) -> None:
+    """Say what is served for each policy, who uses it, and what was last decided about a candidate."""
+    from model_export.status import status as look
+    from pageturn.table import render
+    from pipeline.config.reading import load_config
+    from pipeline.serving.client import ModelServer
+    from pipeline.stores.opening import open_store
+
+    feature_config = load_config(config_path)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(open_store(store_url)))
+        clients = [stack.enter_context(ModelServer(target)) for target in servers]
+        found = look(feature_config, store, clients, models, now_ms=time.time_ns() // 1_000_000)
+    for policy in found.policies:
+        click.echo(render(_policy_rows(policy), f"{policy.policy} ({policy.model_name})") + "\n")
+
+
+def _policy_rows(policy: PolicyStatus) -> Iterator[tuple[str, str]]:
+    pointer, verdict = policy.pointer, policy.last_verdict
+    held = [name for name, is_so in (("off", pointer.off), ("frozen", pointer.frozen)) if is_so]
+    served = "nothing: not bootstrapped" if pointer.stable is None else f"version {pointer.stable.version}"
+    yield "serves", ", ".join([served, *held])
+    yield "used by", ", ".join(f"{n} agents: version {v}" for v, n in policy.agents.items()) or "no agent"
+    yield "loaded", ", ".join(f"{entry.version} ({entry.role})" for entry in policy.loaded) or "nothing"
+    for server in policy.servers:
+        states = ", ".join(f"{version} {state}" for version, state in server.versions.items())
+        yield server.target, server.trouble or states or "does not know the model"
+    if verdict is not None:
+        because = f": {verdict.detail}" if verdict.detail else ""
+        yield "last verdict", f"{verdict.outcome} candidate {verdict.candidate}{because}"
 
 
 @click.command()

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.streaming.counts import Counts
 
+_WIDTH = 100
+
 
 def render(rows: Iterable[Sequence[object]], title: str | None = None) -> str:
     """Left-aligned first column, the others after it; an empty row draws a line."""
     cells = [[str(cell) for cell in row] for row in rows]
     columns = max((len(row) for row in cells), default=0)
     widths = [max((len(row[i]) for row in cells if len(row) > i), default=0) for i in range(columns)]
-    rule = "-" * (sum(widths) + 2 * max(columns - 1, 0))
+    rule = "-" * min(sum(widths) + 2 * max(columns - 1, 0), _WIDTH)
     lines = [_line(row, widths) if row else rule for row in cells]
     return "\n".join([title, rule, *lines] if title else lines)
 

@@ -90,6 +90,18 @@ def test_every_candidate_has_a_verdict_with_its_numbers(run: Run) -> None:
         assert {"finite", "step_change", "total_change", "served_probes"} < {check.name for check in verdict.checks}
 
 
+def test_status_tells_what_is_served(run: Run) -> None:
+    config, store = str(run.folder.parent / "moving.yaml"), f"sqlite:///{run.folder}/store.db"
+    arguments = ["status", "--config", config, "--store", store, "--models", str(run.folder / "models")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    for policy in run.config.learned_policies():
+        assert f"{policy} (ebnerd_{policy})" in result.output
+    assert cell(result.output, "serves") == "version 2"
+    assert cell(result.output, "loaded") == "1 (previous), 2 (stable)"
+    assert cell(result.output, "last verdict").startswith("accepted candidate")
+
+
 def test_the_archive_is_readable_and_whole(run: Run) -> None:
     transitions = ds.dataset(run.folder / "archive" / "transitions", partitioning="hive").to_table()
     assert transitions.num_rows == int(cell(run.output, "transitions").split()[0])
