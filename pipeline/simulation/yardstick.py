@@ -35,9 +35,9 @@ class Budget(Struct, frozen=True):
     intent: int = 6_000  # sessions, as are the others without a word
     fitted: int = 8_000  # per round
     searched: int = 3_000  # per iteration
-    iterations: int = 80
-    chosen: int = 20_000
-    measured: int = 60_000
+    iterations: int = 60
+    chosen: int = 10_000
+    measured: int = 40_000
 
     def scaled(self, scale: float) -> Budget:
         return Budget(**{name: max(1, round(scale * size)) for name, size in structs.asdict(self).items()})
