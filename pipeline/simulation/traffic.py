@@ -171,11 +171,11 @@ class Traffic:
     def _shown(self, page: Offer, order: Sequence[int] | None) -> Array:
         if order is None:
             return arrange(self._world, page, np.array([self._world.objective.baseline]))
-        positions = np.asarray(order, np.int64)
-        if sorted(order) != list(range(len(page.items))):
-            msg = f"decide: expected an order of {len(page.items)} candidates, found {list(order)}"
+        positions = list(order)  # a stub's answer is some sequence of protobuf's
+        if sorted(positions) != list(range(len(page.items))):
+            msg = f"decide: expected an order of {len(page.items)} candidates, found {positions}"
             raise SimulationError(msg)
-        return positions[: self._world.params.page_size, None]
+        return np.array(positions, np.int64)[: self._world.params.page_size, None]
 
     def _leave(self, user: int, outcome: Outcome) -> None:
         params = self._world.params

@@ -122,6 +122,14 @@ def test_a_search_that_moves_nowhere_is_the_baseline():
     assert np.abs(still.weights).max() < 1e-9
 
 
+def test_a_search_climbs():
+    view = Seen(WORLD.params, fit_intent(WORLD, 1, 1500))
+    found = search(baseline(WORLD, view), 1, Schedule(1000, 12))
+    users = np.arange(8000)
+    earned, base = (play(WORLD, policy, 9, users).discounted for policy in (found, constant(1.0)))
+    assert ratio(earned, base).low > 1.03
+
+
 def test_fitted_q_without_a_future_is_one_regression_on_rewards():
     """With gamma 0 a value is the mean reward of pages on which that action was taken."""
     world = myopic(WORLD)
