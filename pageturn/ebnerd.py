@@ -16,15 +16,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from msgspec import structs
 
 from pipeline.config.schema import ExternalTable, FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.events import encode
-from pipeline.features.stored_vectors import load_vectors
+from pipeline.features.encoder import Encoder
+from pipeline.features.stored_vectors import StoredVectors, load_vectors
 from pipeline.logs.log import EVENTS, SAMPLES, Entry, EventLog, has_topic
 from pipeline.records import (
     SCHEMA_VERSION,
@@ -42,6 +45,7 @@ from pipeline.streaming.outputs import read_all
 
 TABLE = "article"
 _HOUR_MS = 3_600_000
+_VECTORS_IN_MEMORY = 100_000
 _RECENT = 50  # read articles that an impression carries
 _FILES = {
     "behaviors.parquet": (
@@ -79,13 +83,27 @@ def import_ebnerd(directory: Path, config: FeatureConfig, log: EventLog, store: 
     """
     behaviors = _rows(directory, "behaviors.parquet")
     history = _history(_rows(directory, "history.parquet"))
-    events = sorted(
-        _events(behaviors, history, config), key=lambda e: (e.time_ms, e.request_id, isinstance(e, Feedback))
-    )
-    added = _append(log, events)
-    impressions = sum(isinstance(e, Impression) for e in added)
     vectors = _load_article_vectors(history, config, store)
+    events = _looked_up(_events(behaviors, history, config), config, store)
+    added = _append(log, sorted(events, key=lambda e: (e.time_ms, e.request_id, isinstance(e, Feedback))))
+    impressions = sum(isinstance(e, Impression) for e in added)
     return Imported(impressions, len(added) - impressions, vectors)
+
+
+def _looked_up(
+    events: Iterable[Impression | Feedback], config: FeatureConfig, store: KeyValueStore | None
+) -> Iterator[Impression | Feedback]:
+    """With the outcome of embedding look-ups in the states, as an agent logs it; without a store there were none."""
+    if store is None:
+        yield from events
+        return
+    vectors = StoredVectors(store, config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=monotonic)
+    encoder = Encoder(config, vectors)
+    for event in events:
+        if isinstance(event, Impression):
+            state = structs.replace(event.state, lookups=encoder.prepare(event.state).lookups)
+            event = structs.replace(event, state=state)
+        yield event
 
 
 def _append(log: EventLog, events: list[Impression | Feedback]) -> list[Impression | Feedback]:

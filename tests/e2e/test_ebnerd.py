@@ -16,6 +16,7 @@ from pipeline.events import decode
 from pipeline.logs.log import EPISODES, EVENTS, LATE, SAMPLES, TRANSITIONS, Entry, EventLog
 from pipeline.logs.opening import open_log
 from pipeline.records import Ending, Episode, Event, FeedbackKind, Impression, Page, SetAside, Transition
+from pipeline.stores.opening import open_store
 from pipeline.streaming.counts import count
 from pipeline.streaming.run import run_stream
 
@@ -177,3 +178,16 @@ def test_events_delivered_again_change_no_page(ebnerd_dir: Path, tmp_path: Path)
     log.append(EVENTS, [Entry(r.key, r.payload, last) for r in delivered])
     run_stream(config, f"file://{tmp_path}/log", tmp_path / "state", until_idle=True, stop=threading.Event())
     assert {p.id: p for p in read(log, SAMPLES, Page)} == before
+
+
+def test_states_say_which_vectors_there_were(ebnerd_dir: Path, tmp_path: Path) -> None:
+    """Without that, what a transition teaches would depend on what the store holds by then."""
+    config = load_config(ROOT / "feature_configs" / "ebnerd.yaml")
+    log, store = open_log(f"file://{tmp_path}/log"), open_store(f"sqlite:///{tmp_path}/store.db")
+    log.create(EVENTS, 1)
+    import_ebnerd(ebnerd_dir, config, log, store)
+    lookups = [e.state.lookups["recent_reads"] for e in read(log, EVENTS, Event) if isinstance(e, Impression)]
+    table = config.embeddings["article"]
+    assert {lookup.epoch for lookup in lookups} == {table.epoch}
+    hits = [hit for lookup in lookups for hit in lookup.hits]
+    assert 0 < sum(hits) < len(hits)  # articles read for the first time in the log itself have no vector
