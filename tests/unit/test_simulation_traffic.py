@@ -161,6 +161,19 @@ def test_what_users_do_does_not_depend_on_the_clock(flow: dict[str, float]):
     assert sorted(found, key=lambda o: o.user_id) == sorted(expected, key=lambda o: o.user_id)
 
 
+def test_a_driver_that_lags_behind_dates_its_pages_when_it_asks_for_them():
+    feed = Feed()
+
+    def slow(request: PageRequest) -> tuple[int, ...] | None:
+        order = feed.decide(request)  # asserts that the page's time is the clock's
+        feed.clock.wait_until(feed.clock.now_ms() + 300)
+        return order
+
+    traffic = Traffic(WORLD, Flow(users=30), slow, feed.report, feed.clock)
+    outcomes = traffic.run(visits=30)
+    assert sum(o.pages for o in outcomes) == len(traffic.rewards) > 30
+
+
 def test_an_agent_that_does_not_answer_is_counted_and_nothing_is_reported():
     feed = Feed(answers=False)
     traffic = feed.traffic(users=20)
