@@ -24,6 +24,7 @@ FRAMEWORKS = {
     "tensorflow": ("pipeline.learning", "model_export.export", "pipeline.serving.standin"),
     "tensorflow_serving": ("model_export.export", "pipeline.serving.standin", "pipeline.serving.build_descriptors"),
     "redis": ("pipeline.stores",),
+    "gymnasium": ("pipeline.simulation.env",),
     "ruamel": ("pipeline.config",),
 }
 
