@@ -9,10 +9,13 @@ reading minus the skew between producers' clocks.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 
 from pipeline.logs.log import EventLog, LogError, Record
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Partition:
@@ -68,6 +71,7 @@ class OrderedReader:
         self._partitions = [_Partition(number, start.get(number, 0)) for number in range(count)]
         self._idle_ms = 0
         self._low_ms = 0
+        self.behind = 0  # records that came after `low_stamp_ms` had said that none would
 
     def poll(self, limit: int) -> list[Record]:
         """At most `limit` records, next in the order; empty when none can be given out yet. Never blocks."""
@@ -82,6 +86,7 @@ class OrderedReader:
             if not batch:
                 break
             released += batch
+        self._warn_of_broken_promises(released)
         self._low_ms = max(self._low_ms, min(partition.low_ms(self._idle_ms) for partition in self._partitions))
         return released
 
@@ -98,6 +103,18 @@ class OrderedReader:
     def caught_up(self) -> bool:
         """Whether all was given out that the log held when it was last polled."""
         return all(not partition.held and partition.at_end for partition in self._partitions)
+
+    def _warn_of_broken_promises(self, released: list[Record]) -> None:
+        """A producer that stamps further back than the skew: what was made of its records depends on when they came."""
+        behind = [record for record in released if record.appended_at_ms < self._low_ms]
+        if behind:
+            self.behind += len(behind)
+            worst = max(self._low_ms - record.appended_at_ms for record in behind)
+            _LOG.warning(
+                "topic %r: %d records stamped up to %d ms before a time that was taken to be over (in all %d): "
+                "a producer's clock is further off than the skew of %d ms, or the past was imported into a live log",
+                self._topic, len(behind), worst, self.behind, self._skew_ms,
+            )  # fmt: skip
 
     def _end(self, partition: _Partition) -> int:
         end = self._log.end_offset(self._topic, partition.number)

@@ -107,6 +107,7 @@ def test_the_order_is_the_same_while_the_log_grows(seed: int) -> None:
     got += drain(live, [3])
     assert places(got) == sorted(places([r for p in log.records for r in p]))
     assert live.caught_up()
+    assert live.behind == 0
 
 
 @given(st.lists(stamps, min_size=1, max_size=3), st.integers(0, 40), st.integers(1, 7))
@@ -192,6 +193,20 @@ def test_the_low_stamp_never_decreases() -> None:
     clock.now_ms = 500
     live.poll(1)
     assert live.low_stamp_ms == 1_000 - SKEW_MS
+
+
+def test_a_record_behind_the_low_stamp_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    clock, log = Clock(1_000), MemoryLog([], [])
+    live = reader(log, clock)
+    live.poll(1)
+    log.add(0, 1_000 - SKEW_MS)  # just in time
+    live.poll(1)
+    assert live.behind == 0
+    assert not caplog.records
+    log.add(1, 1_000 - SKEW_MS - 1)
+    live.poll(1)
+    assert live.behind == 1
+    assert "1 records stamped up to 1 ms before a time that was taken to be over" in caplog.text
 
 
 def test_one_partition_holds_nothing_back() -> None:
