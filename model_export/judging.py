@@ -47,7 +47,7 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
         return replace(blank, outcome="kept", reason="no_reference", detail=str(error))
 
 
-class _ReferenceLost(Exception):  # noqa: N818
+class _ReferenceLost(Exception):
     """What is known about a version in use cannot be read, so that nothing can be compared with it."""
 
 

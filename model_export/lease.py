@@ -8,7 +8,7 @@ from pipeline.errors import PageturnError
 from pipeline.stores.store import KeyValueStore
 
 
-class LeaseLost(PageturnError):  # noqa: N818
+class LeaseLost(PageturnError):
     """Another controller writes now: stop at once. Nothing is broken; the other one goes on from what is there."""
 
 

@@ -19,11 +19,11 @@ ACTION = "action"
 _T = TypeVar("_T")
 
 
-class Unreachable(PageturnError):  # noqa: N818
+class Unreachable(PageturnError):
     """A model server did not answer within the time limit: no fault of the candidate."""
 
 
-class WrongAnswer(PageturnError):  # noqa: N818
+class WrongAnswer(PageturnError):
     """A model server answered something that is no answer to the probes."""
 
 

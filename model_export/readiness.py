@@ -20,7 +20,7 @@ from pipeline.stores.store import StoreError
 PROBE_TOLERANCE = 1e-4
 
 
-class NotPublished(PageturnError):  # noqa: N818
+class NotPublished(PageturnError):
     """The candidate does not go out: one step did not succeed."""
 
     outcome: Literal["refused", "kept"]

@@ -18,7 +18,7 @@ from pipeline.serving.client import Prediction, VersionStatus
 from pipeline.stores.store import KeyValueStore
 
 
-class Stopping(Exception):  # noqa: N818
+class Stopping(Exception):
     """The process was asked to stop while it waited. What was begun is finished after the next start."""
 
 

@@ -20,7 +20,7 @@ class ProcessError(PageturnError):
     """A part of the loop ended when it should not have; says which one, and ends with what it said last."""
 
 
-class Stopped(PageturnError):  # noqa: N818
+class Stopped(PageturnError):
     """We were told to stop, and have ended what we had started."""
 
 

@@ -17,7 +17,7 @@ from pipeline.records import Item
 Fusion = PayPlusAPhi | Exponents
 
 
-class UnusableScores(Exception):  # noqa: N818
+class UnusableScores(Exception):
     """An item has no click or pay score, or one with which the formula makes no sense; says which."""
 
 

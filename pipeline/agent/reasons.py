@@ -22,7 +22,7 @@ class Reason(Enum):
     INTERNAL = "internal"  # a fault of the agent itself; the log has its traceback
 
 
-class Trouble(Exception):  # noqa: N818
+class Trouble(Exception):
     """Something on the path to a learned decision failed. Never leaves the agent: the page gets the baseline."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

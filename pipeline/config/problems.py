@@ -66,7 +66,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f' (did you mean "{near}"?)' if near else ""
 
 
-class DependsOnUnknown(Exception):  # noqa: N818
+class DependsOnUnknown(Exception):
     """A check needs a value that could not be read; the reason is a problem of its own."""
 
 

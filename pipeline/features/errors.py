@@ -13,7 +13,7 @@ class FeatureError(PageturnError):
         self.feature, self.source, self.expected, self.found = feature, source, expected, found
 
 
-class MissingVector(FeatureError):  # noqa: N818
+class MissingVector(FeatureError):
     """The vector source no longer has, or never gave, a vector that the log says was used."""
 
 

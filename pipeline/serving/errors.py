@@ -1,5 +1,4 @@
 """What can go wrong with a model server; one class per reaction."""
-# ruff: noqa: N818
 
 from __future__ import annotations
 

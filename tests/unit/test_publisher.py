@@ -40,7 +40,7 @@ STEPS = (
 FAILED_STEPS = ("parameters", "reserved", "placed", "requested", "recorded", "withdrawn")
 
 
-class Crash(Exception):  # noqa: N818
+class Crash(Exception):
     pass
 
 
