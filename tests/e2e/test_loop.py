@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from pipeline.serving.launch import running_server
 from pipeline.stores.opening import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
+STOCK_CLIENT = ROOT / "docs" / "examples" / "stock_client.py"
 MOVING = "  actor_after: 0\n  actor_learning_rate: 1e-2\n"  # so that there is something other than 1.0 to serve
 LENIENT = "  max_step_change: 1.0\n  max_total_change: 1.0\n  max_at_bounds: 1.0\n"
 
@@ -171,3 +174,14 @@ def test_a_pinned_version_answers_and_without_a_pin_the_newest(run: Run, served:
     assert (first.version, newest_answer.version) == (1, 2)
     assert first.outputs["action"].tolist() == [[1.0]]  # version 1 is the baseline, exactly
     assert newest_answer.outputs["action"].tolist() != [[1.0]]
+
+
+def test_the_stock_client_asks_the_exported_model(run: Run, served: tuple[Agent, ModelServer]) -> None:
+    """With TensorFlow's own packages only; first without a version, then with version 1 pinned, the exact baseline."""
+    _, client = served
+    command = [sys.executable, str(STOCK_CLIENT), client.target, run.config.model_name("rl_a"), "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    unpinned, pinned = done.stdout.splitlines()
+    assert unpinned.startswith("asked for None: version 2 answered [[")
+    assert pinned == "asked for 1: version 1 answered [[1.0]]"
