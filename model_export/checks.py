@@ -56,6 +56,7 @@ class Verdict(Struct, frozen=True):
     version: int | None = None  # the version it was to become
     accepted_before: int | None = None  # the versions it was compared with
     certified: int | None = None
+    last_transition: str | None = None  # id of the newest that the candidate learned from
 
 
 class Reference(NamedTuple):

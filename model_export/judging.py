@@ -33,7 +33,7 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
     )
     try:
         candidate = read_candidate(source)
-        blank = replace(blank, evidence=evidence(candidate))
+        blank = replace(blank, evidence=evidence(candidate), last_transition=candidate.last_transition)
         if policy.pointer.frozen:
             return replace(blank, outcome="kept", reason="frozen", detail="publishing is frozen until it is released")
         return _concluded(blank, _checks(site, policy, source, candidate))

@@ -30,8 +30,15 @@ class Estimate(Struct, frozen=True):
     low: float
     high: float
 
+    @property
+    def half(self) -> float:
+        return self.high - self.mean
+
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+_NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 class Summary(Struct, frozen=True):
@@ -47,24 +54,63 @@ class Summary(Struct, frozen=True):
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:
+    """Intervals take a user as one draw: what happened to them decides whether and in which mood they come back."""
     seen = [o for o in outcomes if o.exposed]
     return Summary(
         visits=len(outcomes),
         sessions=len(seen),
-        reward=estimate([o.reward for o in seen]),
-        depth=estimate([o.pages for o in seen]),
-        dwell_s=estimate([o.dwell_s for o in seen]),
-        clicks=estimate([o.clicks for o in seen]),
-        orders=estimate([o.orders for o in seen]),
-        exposure=estimate([o.exposed for o in outcomes]),
-        user_clicks=estimate([o.clicks > 0 for o in seen]),
+        reward=_per(seen, [o.reward for o in seen]),
+        depth=_per(seen, [o.pages for o in seen]),
+        dwell_s=_per(seen, [o.dwell_s for o in seen]),
+        clicks=_per(seen, [o.clicks for o in seen]),
+        orders=_per(seen, [o.orders for o in seen]),
+        exposure=_per(outcomes, [o.exposed for o in outcomes]),
+        user_clicks=_per(seen, [o.clicks > 0 for o in seen]),
     )
+
+
+def _per(outcomes: Sequence[Outcome], values: Sequence[float]) -> Estimate:
+    return clustered(values, [o.user_id for o in outcomes])
+
+
+def clustered(values: Sequence[float] | Array, clusters: Sequence[str] | Array) -> Estimate:
+    """The mean of values of which only those of different clusters are independent; no interval from one cluster.
+
+    A ratio of two sums over clusters, total / size, linearised: half = 1.96 sqrt(m / (m - 1) sum_c e_c^2) / n with
+    e_c = total_c - mean size_c, for m clusters and n values (Cochran, Sampling Techniques, 3rd ed., 9A.2).
+    """
+    if not len(values):
+        return _NOTHING
+    index = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sizes, totals = np.bincount(index), np.bincount(index, np.asarray(values, np.float64))
+    n, m = len(values), len(sizes)
+    mean = float(totals.sum() / n)
+    scale = m / (m - 1) if m > 1 else float("nan")
+    half = 1.96 * float(np.sqrt(scale * np.square(totals - mean * sizes).sum())) / n
+    return Estimate(mean, mean - half, mean + half)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b, of means that are independent of each other."""
+    return _around(a.mean - b.mean, np.hypot(a.half, b.half))
+
+
+def relative(a: Estimate, b: Estimate) -> Estimate | None:
+    """a / b - 1, of means that are independent of each other, by the delta method; None where b may be zero or less."""
+    if not b.low > 0:
+        return None
+    r = a.mean / b.mean
+    return _around(r - 1, np.hypot(a.half, r * b.half) / b.mean)
+
+
+def _around(mean: float, half: float) -> Estimate:
+    return Estimate(mean, mean - float(half), mean + float(half))
 
 
 def estimate(values: Sequence[float] | Array) -> Estimate:
     x = np.asarray(values, np.float64)
     if not len(x):
-        return Estimate(float("nan"), float("nan"), float("nan"))
+        return _NOTHING
     half = 1.96 * float(np.std(x)) / len(x) ** 0.5
     return Estimate(float(np.mean(x)), float(np.mean(x)) - half, float(np.mean(x)) + half)
 

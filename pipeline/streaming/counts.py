@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,10 +19,11 @@ from pipeline.logs.log import (
     SAMPLES,
     TRANSITIONS,
     EventLog,
+    Record,
 )
 from pipeline.streaming.outputs import Identity, identity, page_identity, read_all
 from pipeline.streaming.snapshot import SESSION_STATE, SESSIONS_STEP, Snapshot, SnapshotFile, session_state
-from pipeline.transitions.session import open_events
+from pipeline.transitions.session import SessionState, open_events
 
 
 class Counts(Struct, frozen=True):
@@ -54,31 +55,45 @@ def _is_raw(dead_letter: bytes) -> bool:
     return "/" not in msgspec.json.decode(dead_letter, type=Identity).id
 
 
-def count(log: EventLog, state_dir: Path) -> Counts:
-    """Counts as of the last snapshot (the outputs of a running stream are a little ahead of it)."""
+Each = Callable[[str, Record], None]
+_Payloads = Callable[[str], Iterator[bytes]]  # of a topic
+
+
+def count(log: EventLog, state_dir: Path, each: Each | None = None) -> Counts:
+    """Counts as of the last snapshot (the outputs of a running stream are a little ahead of it).
+
+    `each` hears of every distinct record with its topic: who wants to know more need not read the log again.
+    """
     snapshot = SnapshotFile(state_dir).load()
-    joined, pages, sessions = _pages(log)
-    transitions, terminal = _transitions(log)
+
+    def payloads(topic: str) -> Iterator[bytes]:
+        for record in _distinct(log, topic):
+            if each is not None:
+                each(topic, record)
+            yield record.payload
+
+    joined, pages, sessions = _pages(payloads)
+    transitions, terminal = _transitions(payloads)
     return Counts(
         read=sum(snapshot.progress.positions.values()) if snapshot else 0,
         joined=joined,
-        duplicate=_size(log, DUPLICATES),
-        late=_size(log, LATE),
-        orphan=_size(log, ORPHANS),
-        dead=sum(_is_raw(payload) for payload in _distinct(log, DEAD_LETTERS)),
+        duplicate=_size(payloads, DUPLICATES),
+        late=_size(payloads, LATE),
+        orphan=_size(payloads, ORPHANS),
+        dead=sum(_is_raw(payload) for payload in payloads(DEAD_LETTERS)),
         open=_open(snapshot) if snapshot else 0,
         pages=pages,
         sessions=sessions,
         transitions=transitions,
         terminal=terminal,
-        episodes=_size(log, EPISODES),
+        episodes=_size(payloads, EPISODES),
     )
 
 
-def _pages(log: EventLog) -> tuple[int, int, int]:
+def _pages(payloads: _Payloads) -> tuple[int, int, int]:
     """Events joined, pages, sessions."""
     joined, pages, sessions = 0, 0, set()
-    for payload in _distinct(log, SAMPLES):
+    for payload in payloads(SAMPLES):
         page = page_identity(payload)
         joined += 1 + len(page.feedback)
         pages += 1
@@ -86,28 +101,31 @@ def _pages(log: EventLog) -> tuple[int, int, int]:
     return joined, pages, len(sessions)
 
 
-def _transitions(log: EventLog) -> tuple[int, int]:
+def _transitions(payloads: _Payloads) -> tuple[int, int]:
     """All, and the terminal ones."""
-    discounts = Counter(
-        msgspec.json.decode(payload, type=_Discount).discount for payload in _distinct(log, TRANSITIONS)
-    )
+    discounts = Counter(msgspec.json.decode(payload, type=_Discount).discount for payload in payloads(TRANSITIONS))
     return discounts.total(), discounts[0.0]
 
 
-def _size(log: EventLog, topic: str) -> int:
-    return sum(1 for _ in _distinct(log, topic))
+def _size(payloads: _Payloads, topic: str) -> int:
+    return sum(1 for _ in payloads(topic))
 
 
-def _distinct(log: EventLog, topic: str) -> Iterator[bytes]:
-    """One payload per record; a record that a log took twice has the same id and the same bytes."""
+def _distinct(log: EventLog, topic: str) -> Iterator[Record]:
+    """One record per id; one that a log took twice has the same id and the same bytes."""
     seen: set[bytes] = set()
     for record in read_all(log, topic):
         digest = xxhash.xxh3_128_digest(record.payload)
         if digest not in seen and identity(topic, record.payload) is not None:
             seen.add(digest)
-            yield record.payload
+            yield record
 
 
 def _open(snapshot: Snapshot) -> int:
+    return sum(len(open_events(state)) for state in open_sessions(snapshot))
+
+
+def open_sessions(snapshot: Snapshot) -> Iterator[SessionState]:
+    """Raises SnapshotError where another build wrote them."""
     states = snapshot.progress.steps[SESSIONS_STEP].cells[SESSION_STATE].values()
-    return sum(len(open_events(session_state(value))) for values in states for value in values)
+    return (session_state(value) for values in states for value in values)

@@ -68,6 +68,7 @@ def test_a_verdict_names_every_check_and_what_it_was_compared_with(world: Any) -
     verdict = last_verdict(world)
     assert verdict == msgspec.json.decode(world.store.get("fd:verdict:rl:000000000050"), type=Verdict)
     assert (verdict.outcome, verdict.version, verdict.accepted_before, verdict.certified) == ("accepted", 2, 1, 1)
+    assert verdict.last_transition == "p50@1"
     names = [check.name for check in verdict.checks]
     assert names[0] == "config"
     assert names[-1] == "served_probes"

@@ -38,3 +38,14 @@ def test_counting_does_not_hold_the_log_in_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1_000 * size
     finally:
         tracemalloc.stop()
+
+
+def test_who_wants_to_know_more_hears_of_every_record_once(tmp_path: Path) -> None:
+    log = open_log(f"file://{tmp_path}/log")
+    for topic in OUTPUTS:
+        log.create(topic, 1)
+    letters = [encode(DeadLetter(f"0:{n}", "malformed", "", 5, "s", b"x")) for n in (1, 2, 1)]
+    log.append(DEAD_LETTERS, [Entry("s", letter) for letter in letters])
+    heard: list[tuple[str, bytes]] = []
+    count(log, tmp_path / "state", lambda topic, record: heard.append((topic, record.payload)))
+    assert heard == [(DEAD_LETTERS, letter) for letter in letters[:2]]
