@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.operating import counts, status, switch
-from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions
+from pageturn.options import FOLDER, TARGET, Commands, options, partitions, stop_signal
 
 if TYPE_CHECKING:
     from model_export.controller import Summary
@@ -101,7 +100,7 @@ def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, parti
     from pageturn.table import event_rows, render
     from pipeline.config.reading import load_config
 
-    feature_config, stop = load_config(config_path), _stop_signal()
+    feature_config, stop = load_config(config_path), stop_signal()
     from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
 
     _LOG.info("following the events in %s", log_url)
@@ -118,7 +117,7 @@ def archive(log_url: str, until_idle: bool, directory: Path) -> None:
     from pipeline.streaming.archiver import archive as run_archive
 
     _LOG.info("following %s", log_url)
-    records = run_archive(log_url, directory, until_idle=until_idle, stop=_stop_signal())
+    records = run_archive(log_url, directory, until_idle=until_idle, stop=stop_signal())
     click.echo(f"{records} records archived to {directory}")
 
 
@@ -130,7 +129,7 @@ def train(config_path: Path, log_url: str, store_url: str, state: Path, staging:
     from pipeline.features.stored_vectors import StoredVectors
     from pipeline.stores.opening import open_store
 
-    feature_config, stop = load_config(config_path), _stop_signal()
+    feature_config, stop = load_config(config_path), stop_signal()
     with closing(open_store(store_url)) as store:
         from model_export.export import Exporter  # after the rest was checked: TensorFlow takes seconds to load
         from pipeline.learning.trainer import train as run_trainer
@@ -177,7 +176,7 @@ def control(
     from pipeline.serving.client import ModelServer
     from pipeline.stores.opening import open_store
 
-    feature_config, stop = load_config(config_path), _stop_signal()
+    feature_config, stop = load_config(config_path), stop_signal()
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
         clients = [stack.enter_context(ModelServer(target)) for target in servers]
@@ -236,7 +235,7 @@ def agent(
     from pipeline.serving.client import ModelServer
     from pipeline.stores.opening import open_store
 
-    feature_config, stop = load_config(config_path), _stop_signal()
+    feature_config, stop = load_config(config_path), stop_signal()
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
         log = stack.enter_context(closing(open_log(log_url)))
@@ -251,25 +250,8 @@ def agent(
         )  # fmt: skip
 
 
-main.add_command(counts)
-main.add_command(status)
-main.add_command(switch)
-
-
-@main.command()
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="EB-NeRD folder [default: ../shared/data/ebnerd or generated]."
-)
-@click.option("--run", "folder", type=FOLDER, help="Where the run keeps everything [default: runs/demo-<time>].")
-@click.option("--config", "config_path", type=FILE, default=Path("feature_configs/ebnerd.yaml"))
-def demo(data: Path | None, folder: Path | None, config_path: Path) -> None:
-    """Run the whole loop once.
-
-    From a log through a Beam job, a learner and a publication to a page decided over gRPC.
-    """
-    from pageturn.demo import run_demo
-
-    run_demo(data, folder, config_path, _stop_signal())
+for command in (demo, replay, up, down, simulate, report, status, counts, switch):
+    main.add_command(command)
 
 
 def _now_ms() -> int:
@@ -288,14 +270,6 @@ def _verdicts(done: Summary) -> str:
 def _process_name(part: str) -> str:
     """Unique among living processes: it names the holder of a lease, or an agent."""
     return f"{part}-{socket.gethostname()}-{os.getpid()}"
-
-
-def _stop_signal() -> threading.Event:
-    """Set by SIGTERM and Ctrl-C; a process then ends in order."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,11 @@ def partitions(default: int) -> Callable[[Callable[..., None]], Callable[..., No
     return click.option(
         "--partitions", default=default, type=click.IntRange(1), help="Of the topics that are not there yet."
     )
+
+
+def stop_signal() -> threading.Event:
+    """Set by SIGTERM and Ctrl-C; a process then ends in order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

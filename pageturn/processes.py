@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import PageturnError
@@ -25,24 +27,34 @@ class Stopped(PageturnError):
 
 
 class Process:
-    """A running command. Its output goes to `<logs>/<name>.log`; `stop` ends it with SIGTERM, then SIGKILL."""
+    """A running command. Its output goes to `<logs>/<name>.log`; `stop` ends it with SIGTERM, then SIGKILL.
 
-    def __init__(self, name: str, command: list[str], logs: Path) -> None:
+    Ctrl-C in a terminal reaches us alone, and it is for us to end what we started. Should we be killed, the kernel
+    ends it (where there is `setpriv`, on Linux).
+    """
+
+    def __init__(self, name: str, command: Sequence[str], logs: Path, env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
         logs.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._child = subprocess.Popen(
-                command,
+                [*_dies_with_us(), *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             )
 
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def status(self) -> int | None:
+        """None while it runs; the negative number of the signal that ended it."""
+        return self._child.poll()
 
     def check(self) -> None:
         """Raise ProcessError if the command has ended."""
@@ -76,6 +88,10 @@ class Process:
     def _report(self, what: str) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return "\n  ".join([f"{self.name} {what}; the end of {self.log}:", *lines])
+
+
+def _dies_with_us() -> list[str]:
+    return ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
 
 
 def pageturn(*arguments: str) -> list[str]:

@@ -33,6 +33,7 @@ from pipeline.transitions.rewards import page_reward
 
 Decide = Callable[[PageRequest], Sequence[int] | None]
 Report = Callable[[Feedback], None]
+Ended = Callable[[Outcome, int], None]
 
 _TRANSPORT = 6  # what the keys of a page are used for, after those of feed and reactions
 
@@ -89,11 +90,13 @@ class _Visit(NamedTuple):
 
 
 class Traffic:
-    """One driver, one thread. What it counted is in `outcomes` (visits that ended), `rewards` and the counts."""
+    """One driver, one thread. `ended` hears of each visit, with the time of its last page. What it counted is in `outcomes` (visits that ended), `rewards` and the counts."""
 
-    def __init__(self, world: World, flow: Flow, decide: Decide, report: Report, clock: Clock) -> None:
+    def __init__(
+        self, world: World, flow: Flow, decide: Decide, report: Report, clock: Clock, ended: Ended | None = None
+    ) -> None:
         self._world, self._flow, self._clock = world, flow, clock
-        self._decide, self._report = decide, report
+        self._decide, self._report, self._ended = decide, report, ended
         self._agenda: list[tuple[int, int, Callable[[int], None]]] = []
         self._scheduled = 0
         self._loyalty: dict[int, float] = {}
@@ -146,7 +149,7 @@ class Traffic:
         if sees:
             self._page(_Visit(sessions, outcome), time_ms)
         else:
-            self.outcomes.append(outcome)
+            self._end(outcome, time_ms)
 
     def _page(self, visit: _Visit, time_ms: int) -> None:
         world, sessions, pace = self._world, visit.sessions, self._flow.pace
@@ -162,7 +165,7 @@ class Traffic:
             self._send(events, page.page_keys)
         so_far = _added(visit.so_far, reaction, reward)
         if reaction.left[0]:
-            self._leave(int(sessions.visitors.user[0]), so_far)
+            self._leave(int(sessions.visitors.user[0]), so_far, time_ms)
             return
         turned = _Visit(advance(world.params, sessions, reaction), so_far)
         turn_ms = time_ms + max(1, round(1000 * pace * float(reaction.dwell_s[0])))
@@ -177,12 +180,17 @@ class Traffic:
             raise SimulationError(msg)
         return np.array(positions, np.int64)[: self._world.params.page_size, None]
 
-    def _leave(self, user: int, outcome: Outcome) -> None:
+    def _leave(self, user: int, outcome: Outcome, time_ms: int) -> None:
         params = self._world.params
         before = np.array([self._loyalty.get(user, params.loyalty_start)])
         converted = np.array([float(outcome.clicks > 0)])
         self._loyalty[user] = float(next_loyalty(params, before, np.array([outcome.buyer]), converted)[0])
+        self._end(outcome, time_ms)
+
+    def _end(self, outcome: Outcome, time_ms: int) -> None:
         self.outcomes.append(outcome)
+        if self._ended is not None:
+            self._ended(outcome, time_ms)
 
     def _send(self, events: Sequence[Feedback], page_keys: Array) -> None:
         flow = self._flow

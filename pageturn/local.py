@@ -1,0 +1,208 @@
+"""Commands for a loop on one machine: show it, start and stop it, bring it users, report on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from pageturn.options import FILE, FOLDER, stop_signal
+
+_SIMULATED = Path("feature_configs/simulated.yaml")
+_REPLAYED = Path("feature_configs/ebnerd.yaml")
+_RUN = click.option("--run", "folder", type=FOLDER, help="Folder of the run [default: the newest under runs/].")
+_NEW_RUN = click.option("--run", "folder", type=FOLDER, help="Folder of the run [default: runs/<config>-<time>].")
+_STORE = click.option(
+    "--store", type=click.Choice(["redis", "sqlite"]), help="[default: redis where it is installed, else sqlite]"
+)
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path), help="EB-NeRD folder [default: ../shared/data/ebnerd, if any]."
+)
+_DOWN_S = 60.0
+_UP = "up"  # how the line begins that `up` writes when it is
+
+
+@click.command()
+@_NEW_RUN
+@click.option("--config", "config_path", type=FILE, default=_SIMULATED, help="Feature config of the simulated feed.")
+@click.option("--minutes", default=3.0, type=click.FloatRange(0.1), help="How long users come.")
+@click.option("--seed", default=1, type=click.IntRange(0), help="Of the learner and of the users.")
+@click.option("--visits-per-s", default=20.0, type=click.FloatRange(0.1), help="How many users come.")
+@_STORE
+@_DATA
+@click.option("--no-replay", is_flag=True, help="Leave out the replay of the EB-NeRD log.")
+def demo(
+    folder: Path | None,
+    config_path: Path,
+    minutes: float,
+    seed: int,
+    visits_per_s: float,
+    store: str | None,
+    data: Path | None,
+    no_replay: bool,
+) -> None:
+    """Watch a policy learn.
+
+    A real log through the loop, where it is present; then simulated users, live, and a report.
+    """
+    from pageturn.demo import run_demo
+    from pageturn.replay import excerpt
+    from pageturn.run import new_run
+
+    run = new_run(folder, config_path, seed=seed, redis=_wants_redis(store))
+    replayed = None if no_replay else data or excerpt()
+    run_demo(run, stop_signal(), minutes=minutes, visits_per_s=visits_per_s, replayed=replayed, replay_config=_REPLAYED)
+
+
+@click.command()
+@_NEW_RUN
+@_DATA
+@click.option("--config", "config_path", type=FILE, default=_REPLAYED)
+def replay(data: Path | None, folder: Path | None, config_path: Path) -> None:
+    """Run a real log through the loop once, or a generated one.
+
+    Through a Beam job, a learner and a publication to a page decided over gRPC.
+    """
+    from pageturn.replay import run_replay
+
+    run_replay(data, folder, config_path, stop_signal())
+
+
+@click.command()
+@_NEW_RUN
+@click.option("--config", "config_path", type=FILE, default=_SIMULATED, help="Feature config, for a new run.")
+@click.option("--seed", default=1, type=click.IntRange(0), help="Of the learner, for a new run.")
+@_STORE
+@click.option("-d", "--detach", is_flag=True, help="Return once it is up; `pageturn down` stops it.")
+def up(folder: Path | None, config_path: Path, seed: int, store: str | None, detach: bool) -> None:
+    """Start a loop on this machine.
+
+    Model server, agent, stream, trainer, controller and store; each is started again when it ends. Ctrl-C stops them.
+    With the folder of an earlier run it goes on where that one was stopped.
+    """
+    from pageturn.run import RECORD, new_run, open_run
+
+    if folder is not None and (folder / RECORD).is_file():
+        run = open_run(folder)
+    else:
+        run = new_run(folder, config_path, seed=seed, redis=_wants_redis(store))
+    if detach:
+        _detach(run.folder)
+        return
+    from pageturn.loop import running
+
+    stop = stop_signal()
+    with running(run, stop, lambda what: click.echo(f"  {what}")):
+        click.echo(f"{_UP}: {run.folder}; deciding pages on {run.agent}")
+        stop.wait()
+    click.echo("down")
+
+
+@click.command()
+@_RUN
+def down(folder: Path | None) -> None:
+    """Stop a loop on this machine."""
+    from pageturn.run import open_run
+    from pipeline.durable import BusyError, exclusive
+
+    run = open_run(folder)
+    deadline_s = time.monotonic() + _DOWN_S
+    told = False
+    while time.monotonic() < deadline_s:
+        try:
+            with exclusive(run.folder):
+                click.echo(f"{run.folder}: down" if told else f"{run.folder}: is not up")
+                return
+        except BusyError:
+            if not told:
+                os.kill(int((run.folder / ".lock").read_text()), signal.SIGTERM)
+                told = True
+            time.sleep(0.1)
+    message = f"{run.folder}: not down after {_DOWN_S:.0f} s"
+    raise click.ClickException(message)
+
+
+@click.command()
+@_RUN
+@click.option("--visits", type=click.IntRange(1), help="How many users come [default: without end].")
+@click.option("--minutes", type=click.FloatRange(0), help="How long they come [default: without end].")
+@click.option("--visits-per-s", default=20.0, type=click.FloatRange(0.1))
+@click.option("--users", default=3000, type=click.IntRange(1), help="Who take turns.")
+@click.option("--seed", type=click.IntRange(0), help="Of the users [default: the seed of the run].")
+def simulate(
+    folder: Path | None, visits: int | None, minutes: float | None, visits_per_s: float, users: int, seed: int | None
+) -> None:
+    """Bring simulated users to a loop that is up."""
+    from contextlib import closing
+
+    from pageturn.run import open_run
+    from pageturn.simulating import simulate as run_users
+    from pipeline.simulation.outcomes import summarise
+    from pipeline.simulation.tables import load_items
+    from pipeline.simulation.traffic import Flow
+    from pipeline.stores.opening import open_store
+
+    run, stop = open_run(folder), stop_signal()
+    config = run.config()
+    with closing(open_store(run.store_url)) as store:
+        load_items(config, store)
+    if minutes is not None:
+        _set_after(stop, 60 * minutes)
+    seed = run.record.seed if seed is None else seed
+    flow = Flow(seed=seed, users=users, visits_per_s=visits_per_s, prefix=f"sim{time.time_ns() // 1_000_000:x}")
+    traffic = run_users(config, run.agent, run.traffic, flow, stop, visits)
+    done = summarise(traffic.outcomes)
+    click.echo(f"{done.visits} visits, {done.sessions} sessions, reward per session {done.reward}")
+
+
+@click.command()
+@_RUN
+def report(folder: Path | None) -> None:
+    """Write the report of a run."""
+    from pageturn.measures import measure
+    from pageturn.report import write_report
+    from pageturn.run import open_run
+
+    run = open_run(folder)
+    click.echo(write_report(run, measure(run)))
+
+
+def _set_after(stop: threading.Event, seconds: float) -> None:
+    timer = threading.Timer(seconds, stop.set)
+    timer.daemon = True
+    timer.start()
+
+
+def _detach(folder: Path) -> None:
+    """Returns once the loop is up."""
+    from pageturn.processes import pageturn
+
+    log = folder / "logs" / "up.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            pageturn("up", "--run", str(folder)),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    while child.poll() is None:
+        said = log.read_text()
+        if any(line.startswith(_UP) for line in said.splitlines()):
+            click.echo(said.splitlines()[-1])
+            return
+        time.sleep(0.1)
+    message = f"it did not come up; {log} says:\n{log.read_text()}"
+    raise click.ClickException(message)
+
+
+def _wants_redis(store: str | None) -> bool:
+    from pageturn.loop import redis_is_installed
+
+    if store == "redis" and not redis_is_installed():
+        message = "--store redis: expected redis-server on the PATH, found none; install it, or take --store sqlite"
+        raise click.ClickException(message)
+    return store == "redis" or (store is None and redis_is_installed())
