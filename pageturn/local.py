@@ -108,23 +108,20 @@ def up(folder: Path | None, config_path: Path, seed: int, store: str | None, det
 def down(folder: Path | None) -> None:
     """Stop a loop on this machine."""
     from pageturn.run import open_run
-    from pipeline.durable import BusyError, exclusive
+    from pipeline.durable import holder
 
     run = open_run(folder)
-    deadline_s = time.monotonic() + _DOWN_S
-    told = False
-    while time.monotonic() < deadline_s:
-        try:
-            with exclusive(run.folder):
-                click.echo(f"{run.folder}: down" if told else f"{run.folder}: is not up")
-                return
-        except BusyError:
-            if not told:
-                os.kill(int((run.folder / ".lock").read_text()), signal.SIGTERM)
-                told = True
-            time.sleep(0.1)
-    message = f"{run.folder}: not down after {_DOWN_S:.0f} s"
-    raise click.ClickException(message)
+    pid, deadline_s = holder(run.folder), time.monotonic() + _DOWN_S
+    if pid is None:
+        click.echo(f"{run.folder}: is not up")
+        return
+    os.kill(pid, signal.SIGTERM)
+    while holder(run.folder) == pid:
+        if time.monotonic() > deadline_s:
+            message = f"{run.folder}: process {pid} has not ended after {_DOWN_S:.0f} s; see {run.logs}"
+            raise click.ClickException(message)
+        time.sleep(0.1)
+    click.echo(f"{run.folder}: down")
 
 
 @click.command()

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pageturn.options import TARGET, options
+from pageturn.options import FILE, FOLDER, TARGET, options
 
 if TYPE_CHECKING:
     from model_export.status import PolicyStatus
+    from pageturn.run import Run
+    from pageturn.supervisor import PartEvent
 
 
 @click.command()
@@ -33,10 +35,57 @@ def counts(log_url: str, state: Path) -> None:
 
 
 @click.command()
-@options("config", "store", "models")
+@click.option("--run", "folder", type=FOLDER, help="Folder of a run on this machine [default: the newest under runs/].")
+@click.option("--config", "config_path", type=FILE, help="Feature config (YAML); with --store and --models, no run.")
+@click.option("--store", "store_url", help="Key-value store: sqlite:///file or redis://...")
+@click.option("--models", type=FOLDER, help="Model volume that the servers read.")
 @click.option("--server", "servers", multiple=True, type=TARGET, help="HOST:PORT of each model server to ask.")
-def status(config_path: Path, store_url: str, models: Path, servers: tuple[str, ...]) -> None:
-    """Say what is served for each policy, who uses it, and what was last decided about a candidate."""
+def status(
+    folder: Path | None, config_path: Path | None, store_url: str | None, models: Path | None, servers: tuple[str, ...]
+) -> None:
+    """Say what is served for each policy, who uses it, and what was last decided about a candidate.
+
+    Of a run on this machine also which of its parts are up.
+    """
+    if config_path is not None and store_url is not None and models is not None:
+        _say_policies(config_path, store_url, models, servers)
+        return
+    if any(given is not None for given in (config_path, store_url, models)):
+        message = "expected --config, --store and --models together, or --run"
+        raise click.UsageError(message)
+    from pageturn.run import open_run
+
+    run = open_run(folder)
+    click.echo(f"{run.folder}\n")
+    if _say_parts(run):
+        _say_policies(run.config_path, run.store_url, run.models, (run.server,))
+
+
+def _say_parts(run: Run) -> bool:
+    """Whether the run is up."""
+    from pageturn.supervisor import read_journal
+    from pageturn.table import render
+    from pipeline.durable import holder
+
+    up = holder(run.folder) is not None
+    parts: dict[str, list[PartEvent]] = {}
+    for event in read_journal(run.journal):
+        parts.setdefault(event.part, []).append(event)
+    rows = [(name, _part_state(events), f"started {_starts(events)} times") for name, events in parts.items()]
+    click.echo(render(rows, "up" if up else "down") + "\n")
+    return up
+
+
+def _part_state(events: list[PartEvent]) -> str:
+    last = events[-1]
+    return f"pid {last.pid}" if last.event == "started" else f"ended with status {last.status}"
+
+
+def _starts(events: list[PartEvent]) -> int:
+    return sum(event.event == "started" for event in events)
+
+
+def _say_policies(config_path: Path, store_url: str, models: Path, servers: tuple[str, ...]) -> None:
     from model_export.status import status as look
     from pageturn.table import render
     from pipeline.config.reading import load_config

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -141,6 +141,14 @@ class Supervisor:
     def _record(self, event: PartEvent) -> None:
         with self._journal.open("ab") as file:
             file.write(msgspec.json.encode(event) + b"\n")
+
+
+def read_journal(journal: Path) -> Iterator[PartEvent]:
+    """Whole lines: the last one may be on its way."""
+    if journal.exists():
+        for line in journal.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                yield msgspec.json.decode(line, type=PartEvent)
 
 
 def _now_ms() -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pipeline.errors import PageturnError
 
+_LOCK = ".lock"
+
 
 class StorageError(PageturnError):
     """A folder or file cannot be used."""
@@ -91,7 +93,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         message = f"cannot use the folder {folder}: {error.strerror}; choose one that this user can write"
         raise StorageError(message) from error
@@ -100,6 +102,21 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has the folder by `exclusive`; None where nobody has."""
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(descriptor, 32))
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def _lock(descriptor: int, folder: Path) -> None:
