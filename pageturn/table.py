@@ -36,7 +36,7 @@ def event_rows(counts: Counts) -> list[tuple[str, object]]:
         ("  orphan", counts.orphan),
         ("  dead letters", counts.dead),
         ("  open", counts.open),
-        ("  lost", counts.read - balance),
+        ("  lost", max(counts.read - balance, 0)),  # a stream at work is past its snapshot: the rest is below zero
         ("pages", counts.pages),
         ("sessions", counts.sessions),
         ("transitions", f"{counts.transitions} ({counts.terminal} terminal)"),

@@ -1,0 +1,1 @@
+"""The parts of `pageturn.measures`: each reads one thing that a run leaves behind. Absent things are no error."""

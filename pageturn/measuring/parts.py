@@ -1,0 +1,47 @@
+"""When each part of the loop started and ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from pageturn.measuring.series import lines_of
+
+
+class PartEvent(Struct, frozen=True):
+    """A line of the journal."""
+
+    time_ms: int
+    part: str
+    event: str  # started, ended
+    pid: int | None = None
+    status: int | None = None  # of an end; negative: the signal
+
+
+class Life(Struct, frozen=True):
+    """One process of a part."""
+
+    part: str
+    started_ms: int
+    ended_ms: int | None  # None: still running, as far as the journal knows
+    status: int | None = None
+
+
+def part_events(journal: Path) -> tuple[PartEvent, ...]:
+    return tuple(sorted(lines_of(journal, PartEvent), key=lambda event: event.time_ms))
+
+
+def lives(events: tuple[PartEvent, ...]) -> tuple[Life, ...]:
+    """In the order of their starts. A part that starts again without having ended ended then at the latest."""
+    found: list[Life] = []
+    running: dict[str, int] = {}  # -> its place in `found`
+    for event in events:
+        place = running.pop(event.part, None)
+        if place is not None:
+            life = found[place]
+            found[place] = Life(life.part, life.started_ms, event.time_ms, event.status)
+        if event.event == "started":
+            running[event.part] = len(found)
+            found.append(Life(event.part, event.time_ms, None))
+    return tuple(found)

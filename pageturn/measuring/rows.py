@@ -1,0 +1,161 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from pageturn.measuring.accounting import Accounting
+from pageturn.measuring.asked import Asked
+from pageturn.measuring.buckets import SECOND_HALF, WHOLE, Comparison, Lift
+from pageturn.measuring.freshness import Freshness
+from pageturn.measuring.series import Quantiles
+from pageturn.measuring.versions import INSUFFICIENT, PolicyVersions
+from pageturn.table import event_rows
+from pipeline.simulation.outcomes import Estimate, Summary
+
+if TYPE_CHECKING:
+    from pageturn.measures import Measures
+
+Row = tuple[object, ...]
+PER_SESSION = "reward per session"
+
+
+class Figure(NamedTuple):
+    title: str
+    name: str  # in `Summary`
+    digits: int
+
+
+REWARD = Figure(PER_SESSION, "reward", 2)
+FIGURES = (
+    REWARD,
+    Figure("exposure rate", "exposure", 3),
+    Figure("click rate per user", "user_clicks", 3),
+    Figure("dwell (s)", "dwell_s", 1),
+    Figure("depth (pages)", "depth", 2),
+)
+
+
+def rows(measures: Measures) -> list[Row]:
+    """For `pageturn.table.render`."""
+    parts = (
+        event_rows(measures.counts) if measures.counts else (),
+        _accounting(measures.accounting) if measures.accounting else (),
+        _asked(measures.asked) if measures.asked else (),
+        [("updates", measures.updates)] if measures.learning else (),
+        [row for policy in measures.versions for row in _versions(policy)],
+        [row for policy in measures.freshness for row in _freshness(policy)],
+        _buckets(measures.comparison) if measures.comparison else (),
+    )
+    found: list[Row] = []
+    for part in map(list, parts):
+        if part:
+            found += [(), *part] if found else part
+    return found
+
+
+def _accounting(found: Accounting) -> Iterator[Row]:
+    yield "acknowledged events", found.acknowledged
+    yield "  missing", found.missing if not found.missing else f"{found.missing}: they should be somewhere"
+    yield "answered pages", found.answered
+    yield "  not in the log", found.lost if not found.lost else f"{found.lost} (of an agent that was killed)"
+
+
+def _asked(found: Asked) -> Iterator[Row]:
+    yield "pages asked for", found.pages
+    yield "  without an answer", counted(found.unanswered, found.troubles)
+    for name in sorted(found.decided_by):
+        by = counted(found.decided_by[name], found.reasons if name == "fallback" else {})
+        yield f"  decided by {name}", by
+    if found.policy_share is not None:
+        yield "  by policy, of learned buckets", f"{found.policy_share:.1%}"
+    yield "  answer, p50 / p99", f"{number(found.wait_ms.p50)} / {number(found.wait_ms.p99)} ms"
+
+
+def _versions(found: PolicyVersions) -> Iterator[Row]:
+    yield f"versions of {found.policy}", f"{found.accepted} accepted"
+    for name in INSUFFICIENT:
+        if found.evidence.get(name):
+            yield f"  of them {name.replace('_', ' ')}", found.evidence[name]
+    for name, reasons in (("refused", found.refused), ("kept", found.kept)):
+        if reasons:
+            yield f"  {name}", counted(sum(reasons.values()), reasons)
+    if found.superseded:
+        yield "  superseded", found.superseded
+
+
+def _freshness(found: Freshness) -> Iterator[Row]:
+    yield f"page closed -> served, {found.policy}", seconds(found.page_s)
+    yield f"click -> served, {found.policy}", seconds(found.click_s)
+
+
+def _buckets(found: Comparison) -> Iterator[Row]:
+    yield ("", *(bucket.bucket for bucket in found.buckets))
+    yield ("policy", *(bucket.policy for bucket in found.buckets))
+    yield ("sessions, of users", *(f"{bucket.whole.sessions}, {bucket.users}" for bucket in found.buckets))
+    for figure in FIGURES:
+        yield (figure.title, *(shown(bucket.whole, figure) for bucket in found.buckets))
+    yield (f"reward, {SECOND_HALF}", *(shown(bucket.second_half, REWARD) for bucket in found.buckets))
+    if found.lifts:
+        yield ()
+        yield ("reward against the baseline",)
+    for lift in found.lifts:
+        more = percent(lift.relative) if lift.relative else ""
+        yield f"  {who(lift)}, {lift.period}", signed(lift.absolute), more, lift.conclusion
+
+
+# Texts -----------------------------------------------------------------------------------------------------------
+
+
+def estimate_of(summary: Summary, figure: Figure) -> Estimate:
+    found = getattr(summary, figure.name)
+    assert isinstance(found, Estimate)
+    return found
+
+
+def shown(summary: Summary, figure: Figure) -> str:
+    return interval(estimate_of(summary, figure), figure.digits)
+
+
+def interval(found: Estimate, digits: int) -> str:
+    """A mean without an interval stands alone; of nothing there is a dash."""
+    if found.mean != found.mean:
+        return "-"
+    mean, low, high = (f"{value:.{digits}f}" for value in (found.mean, found.low, found.high))
+    return mean if found.half != found.half else f"{mean} [{low}, {high}]"
+
+
+def who(lift: Lift) -> str:
+    return lift.policy or "learned"
+
+
+def signed(found: Estimate) -> str:
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def percent(found: Estimate) -> str:
+    return f"{found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
+
+
+def counted(total: int, parts: Mapping[str, int]) -> str:
+    """The number, and what it is made of."""
+    most_first = sorted(parts.items(), key=lambda part: (-part[1], part[0]))
+    return f"{total} ({', '.join(f'{name} {n}' for name, n in most_first)})" if parts and total else str(total)
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def seconds(found: Quantiles) -> str:
+    return f"p50 {number(found.p50)} s, p90 {number(found.p90)} s (n = {found.n})" if found.n else "nothing yet"
+
+
+def verdict(found: Comparison | None) -> str:
+    """The run in one sentence."""
+    lift = next((lift for lift in found.lifts if lift.policy is None and lift.period == WHOLE), None) if found else None
+    if lift is None:
+        return "There is nothing to compare yet."
+    more = f", {percent(lift.relative)}" if lift.relative else ""
+    return f"Learned buckets against the baseline: {signed(lift.absolute)} {PER_SESSION}{more}; {lift.conclusion}."
