@@ -30,7 +30,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder
 from pipeline.features.stored_vectors import StoredVectors
-from pipeline.logs.log import EventLog
+from pipeline.logs.log import Entry, EventLog
 from pipeline.records import SCHEMA_VERSION, Feedback, Impression
 from pipeline.stores.store import KeyValueStore
 
@@ -52,7 +52,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True):
     vectors_in_memory: int = 200_000
     retries_remembered: int = 20_000
     retries_for_s: float = 300.0
-    events_queued: int = 20_000
+    events_queued: int = 20_000  # feedback that is waited for fills half of it at most
 
 
 class Agent:
@@ -170,10 +170,27 @@ class Agent:
     # feedback
 
     def report(self, feedback: Feedback) -> bool:
-        """Take feedback in for the log; False if it was dropped and should be sent again (the same event_id)."""
+        """Take feedback in for the log, without waiting: what kills the process in the next moments loses it.
+
+        False if it was dropped. Raises AgentRequestError where it is wrong.
+        """
         admitted = admit_feedback(feedback)
         self.metrics.count("feedback", kind=admitted.kind.value)
         return self._submit(admitted.session_id, encode(admitted))
+
+    def report_and_wait(self, feedback: Sequence[Feedback], timeout_s: float) -> bool:
+        """Wait until all of it is in the log. False if it is not in time: send it again, with the same event ids.
+
+        Raises AgentRequestError where one of the events is wrong; then none was taken in.
+        """
+        admitted = [admit_feedback(each) for each in feedback]
+        entries = [Entry(each.session_id, encode(each)) for each in admitted]
+        logged = self._writer is not None and self._writer.submit_and_wait(entries, timeout_s)
+        for each in admitted if logged else ():
+            self.metrics.count("feedback", kind=each.kind.value)
+        if not logged:
+            self.metrics.count("feedback_not_logged", len(admitted))
+        return logged
 
     def now_ms(self) -> int:
         return self._clock_ms()

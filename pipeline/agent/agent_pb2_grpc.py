@@ -70,8 +70,9 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Report(self, request, context):
-        """What users did. UNAVAILABLE where the agent could not take all of it: send it again, with the same event ids.
-        INVALID_ARGUMENT where one of the events is wrong: then none was taken.
+        """What users did. OK once all of it is in the event log, which takes tens of milliseconds: give the call a second or
+        more (2 s without a deadline). Whatever else it ends with, send it again, with the same event ids: what is already
+        there counts once. Only INVALID_ARGUMENT is final: one of the events is wrong, and none was taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,7 +1,9 @@
 """The way of impressions and feedback to the event log: a bounded queue and one thread, so that no page waits for it.
 
-A full queue drops, and counts. A log that fails is tried again until it answers or the writer is closed; what was
-appended by a try that failed half-way is appended again, and the joiner drops the copy.
+A full queue drops, and counts. Who can send its events again may wait until they are in the log, and takes them back
+if they are not there in time: a log that is down for a while is not left with a copy for each attempt. A log that fails
+is tried again until it answers or the writer is closed; what was appended by a try that failed half-way is appended
+again, and the joiner drops the copy.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pipeline.agent.metrics import Metrics
 from pipeline.logs.log import EVENTS, Entry, EventLog, LogError
@@ -20,6 +22,22 @@ _GATHER_S = 0.01  # between the first event and its append: a thread woken for e
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
+class _Parcel:
+    """Entries that are taken in, appended and taken back together."""
+
+    __slots__ = ("entries", "settled", "written")
+
+    def __init__(self, entries: Sequence[Entry], settled: threading.Event | None = None) -> None:
+        self.entries = entries
+        self.settled = settled  # set once it is known whether they were written; None where nobody waits
+        self.written = False
+
+    def settle(self, *, written: bool) -> None:
+        self.written = written
+        if self.settled is not None:
+            self.settled.set()
+
+
 class LogWriter:
     """Owns the thread, not the log."""
 
@@ -28,9 +46,11 @@ class LogWriter:
         self._metrics = metrics
         self._capacity = capacity
         self._monotonic = monotonic
-        self._queue: deque[Entry] = deque()
-        self._unwritten = 0  # queued, or taken by the thread and not yet in the log
+        self._queue: deque[_Parcel] = deque()
+        self._in_hand: list[_Parcel] = []  # taken by the thread and not yet in the log
+        self._unwritten = 0  # entries, queued or in hand
         self._closing_at_s: float | None = None
+        self._ended = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
         self._thread.start()
@@ -38,7 +58,7 @@ class LogWriter:
     @property
     def alive(self) -> bool:
         """False when the thread ended without being asked to: everything since then was dropped."""
-        return self._closing_at_s is not None or self._thread.is_alive()
+        return self._closing or not self._ended
 
     @property
     def pending(self) -> int:
@@ -46,16 +66,27 @@ class LogWriter:
 
     def submit(self, key: str, payload: bytes) -> bool:
         """Take an event in without waiting; False if it was dropped."""
-        with self._changed:
-            refusal = self._refusal()
-            if refusal is None:
-                self._queue.append(Entry(key, payload))
-                self._unwritten += 1
-                if len(self._queue) == 1:
-                    self._changed.notify_all()
+        refusal = self._put(_Parcel((Entry(key, payload),)), self._capacity)
         if refusal is not None:
             self._metrics.count("events_dropped", reason=refusal)
         return refusal is None
+
+    def submit_and_wait(self, entries: Sequence[Entry], timeout_s: float) -> bool:
+        """Wait until all entries are in the log. False if they are not in time: they may be there or not.
+
+        They are taken in together, and only into the first half of the queue: they come again, impressions do not.
+        """
+        if not entries:
+            return True
+        settled = threading.Event()
+        parcel = _Parcel(entries, settled)
+        if self._put(parcel, (self._capacity + 1) // 2) is not None:
+            return False
+        settled.wait(timeout_s)
+        with self._changed:
+            if not parcel.written:
+                self._take_back(parcel)
+            return parcel.written
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything taken in is in the log; False if it is not by then."""
@@ -70,41 +101,67 @@ class LogWriter:
         self._thread.join(timeout_s)
         with self._changed:
             left = self._unwritten
+            self._give_up()
         if left:
             self._metrics.count("events_dropped", left, reason="closed")
             _LOG.error("event log: %d events were not written when the agent closed", left)
         return left == 0
 
-    def _refusal(self) -> str | None:
-        if self._closing_at_s is not None:
+    def _put(self, parcel: _Parcel, room: int) -> str | None:
+        """Why it was not taken in; whole parcels are, so one of them may go beyond the room."""
+        with self._changed:
+            refusal = self._refusal(room)
+            if refusal is None:
+                self._queue.append(parcel)
+                self._unwritten += len(parcel.entries)
+                if len(self._queue) == 1:
+                    self._changed.notify_all()
+        return refusal
+
+    def _refusal(self, room: int) -> str | None:
+        if self._closing:
             return "closed"
-        if not self._thread.is_alive():
+        if self._ended:
             return "writer_dead"
-        return "queue_full" if self._unwritten >= self._capacity else None
+        return "queue_full" if self._unwritten >= room else None
+
+    def _take_back(self, parcel: _Parcel) -> None:
+        """Unless the thread has it in hand: then it may yet be written, and its copy with it."""
+        if parcel in self._queue:
+            self._queue.remove(parcel)
+            self._unwritten -= len(parcel.entries)
+            self._changed.notify_all()
 
     def _run(self) -> None:
         try:
-            while (batch := self._next_batch()) and self._write(batch):
-                with self._changed:
-                    self._unwritten -= len(batch)
-                    self._changed.notify_all()
+            while self._next_batch() and self._write():
+                self._settle()
         except Exception:
             self._metrics.count("event_writer_died")
             _LOG.exception("event log: the writer thread died; impressions are dropped from now on")
+        finally:
+            with self._changed:
+                self._ended = True
+                self._give_up()
 
-    def _next_batch(self) -> list[Entry]:
-        """Waits for one; empty when closing and nothing is left, or no time."""
+    def _next_batch(self) -> bool:
+        """Wait for one (it may be empty: taken back meanwhile). False when closing and nothing is left, or no time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing_at_s is not None)
-            self._changed.wait_for(lambda: self._closing_at_s is not None, _GATHER_S)
-            if self._out_of_time():
-                return []
-            return [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            self._changed.wait_for(lambda: self._closing, _GATHER_S)
+            if self._out_of_time() or (self._closing and not self._queue):
+                return False
+            size = 0
+            while self._queue and size < _BATCH:
+                self._in_hand.append(self._queue.popleft())
+                size += len(self._in_hand[-1].entries)
+            return True
 
-    def _write(self, batch: list[Entry]) -> bool:
+    def _write(self) -> bool:
         """False when the writer was closed and its time is up."""
+        batch = [entry for parcel in self._in_hand for entry in parcel.entries]
         pause_s = _FIRST_PAUSE_S
-        while not self._append(batch):
+        while batch and not self._append(batch):
             self._wait(pause_s)
             if self._out_of_time():
                 return False
@@ -121,13 +178,30 @@ class LogWriter:
         self._metrics.count("events_written", len(batch))
         return True
 
+    def _settle(self) -> None:
+        with self._changed:
+            for parcel in self._in_hand:
+                self._unwritten -= len(parcel.entries)
+                parcel.settle(written=True)
+            self._in_hand.clear()
+            self._changed.notify_all()
+
+    def _give_up(self) -> None:
+        """Nobody shall wait for what is not going to be written, or not in time."""
+        for parcel in (*self._in_hand, *self._queue):
+            parcel.settle(written=False)
+
     def _wait(self, pause_s: float) -> None:
         """Cut short when the writer is closed, and by the time it has left then."""
         with self._changed:
             if self._closing_at_s is None:
-                self._changed.wait_for(lambda: self._closing_at_s is not None, pause_s)
+                self._changed.wait_for(lambda: self._closing, pause_s)
             else:
                 self._changed.wait(max(min(pause_s, self._closing_at_s - self._monotonic()), 0.0))
+
+    @property
+    def _closing(self) -> bool:
+        return self._closing_at_s is not None
 
     def _out_of_time(self) -> bool:
         return self._closing_at_s is not None and self._monotonic() >= self._closing_at_s

@@ -19,7 +19,6 @@ from msgspec import Struct
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc, translate
 from pipeline.agent.agent import Agent, AgentRequestError, PageDecision, PageRequest
-from pipeline.agent.requests import admit_feedback
 from pipeline.errors import PageturnError
 
 SERVICE = "pageturn.v1.Agent"
@@ -30,7 +29,8 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _NO_DEADLINE_S = 1e6
 _WAY_BACK, _LONGEST_WAY_BACK_S = 0.1, 0.25  # share of the caller's time that is kept for the reply, and its limit
-_SHEDDERS = 4  # threads beyond those that may wait for the policy: they answer the baseline
+_SHEDDERS = 4  # threads beyond those that may wait, for the policy or the log: they answer the baseline, or refuse
+_SEND_AGAIN = "the events are not known to be in the event log; send them again, with the same event ids"
 
 
 class ServiceError(PageturnError):
@@ -38,8 +38,10 @@ class ServiceError(PageturnError):
 
 
 class ServiceSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    default_timeout_s: float = 0.1  # for calls without a deadline
+    default_timeout_s: float = 0.1  # for pages without a deadline
+    report_timeout_s: float = 2.0  # for reports without a deadline
     concurrency: int = 32  # calls that may wait for the policy at once; further ones get the baseline
+    reports: int = 32  # calls that may wait for the event log at once; further ones are to be sent again
     queued: int = 1_000  # calls taken in at once; further ones are refused with RESOURCE_EXHAUSTED
     least_timeout_s: float = 0.003  # with less left there is no point in asking the policy
     ready_within_s: float = 10.0  # pages are taken after the first look at the pointers, or after this long
@@ -51,10 +53,11 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         self._agent = agent
         self._settings = settings
         self._free = threading.BoundedSemaphore(settings.concurrency)
+        self._reports_free = threading.BoundedSemaphore(settings.reports)
 
     def Decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:  # noqa: N802
         try:
-            [answer] = self._answer([translate.to_page(request)], self._timeout_s(context))
+            [answer] = self._answer([translate.to_page(request)], self._page_timeout_s(context))
         except AgentRequestError as error:
             answer = error
         if isinstance(answer, AgentRequestError):
@@ -65,7 +68,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         self, request: pb.DecideBatchRequest, context: grpc.ServicerContext
     ) -> pb.DecideBatchResponse:
         pages = [_translated(message) for message in request.pages]
-        answers = iter(self._answer([p for p in pages if isinstance(p, PageRequest)], self._timeout_s(context)))
+        answers = iter(self._answer([p for p in pages if isinstance(p, PageRequest)], self._page_timeout_s(context)))
         return pb.DecideBatchResponse(
             answers=[_message(next(answers) if isinstance(page, PageRequest) else page) for page in pages]
         )
@@ -74,14 +77,24 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         if not self._agent.logs:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this agent has no event log")
         try:
-            feedback = [admit_feedback(translate.to_feedback(each, self._agent.now_ms())) for each in request.feedback]
-            taken = [self._agent.report(each) for each in feedback]
+            logged = self._logged(request, _timeout_s(context, self._settings.report_timeout_s))
         except AgentRequestError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        if not all(taken):
-            detail = f"{taken.count(False)} of {len(taken)} events could not be taken in; send them again"
-            context.abort(grpc.StatusCode.UNAVAILABLE, detail)
+        if not logged:
+            context.abort(grpc.StatusCode.UNAVAILABLE, _SEND_AGAIN)
         return pb.ReportResponse()
+
+    def _logged(self, request: pb.ReportRequest, timeout_s: float) -> bool:
+        """A thread each wait for the log: beyond those that are there for it, nobody waits."""
+        now_ms = self._agent.now_ms()
+        feedback = [translate.to_feedback(each, now_ms) for each in request.feedback]
+        if not self._reports_free.acquire(blocking=False):
+            self._agent.metrics.count("feedback_not_logged", len(feedback))
+            return False
+        try:
+            return self._agent.report_and_wait(feedback, timeout_s)
+        finally:
+            self._reports_free.release()
 
     def _answer(self, pages: list[PageRequest], timeout_s: float) -> list[PageDecision | AgentRequestError]:
         if timeout_s < self._settings.least_timeout_s or not self._free.acquire(blocking=False):
@@ -91,12 +104,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         finally:
             self._free.release()
 
-    def _timeout_s(self, context: grpc.ServicerContext) -> float:
-        """What the decision may take: an answer on its way when the caller's deadline passes is a failed page."""
-        left_s = context.time_remaining()
-        if left_s is None or left_s > _NO_DEADLINE_S:
-            return self._settings.default_timeout_s
-        return left_s - min(_WAY_BACK * left_s, _LONGEST_WAY_BACK_S)
+    def _page_timeout_s(self, context: grpc.ServicerContext) -> float:
+        return _timeout_s(context, self._settings.default_timeout_s)
 
 
 class RunningService:
@@ -173,7 +182,8 @@ def _server(settings: ServiceSettings) -> grpc.Server:
         ("grpc.so_reuseport", 0),  # otherwise two agents would share a port, each with half of the calls
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ]
-    threads = ThreadPoolExecutor(settings.concurrency + _SHEDDERS, thread_name_prefix="grpc")
+    size = settings.concurrency + settings.reports + _SHEDDERS  # so that neither kind of wait can take all threads
+    threads = ThreadPoolExecutor(size, thread_name_prefix="grpc")
     return grpc.server(threads, options=options, maximum_concurrent_rpcs=settings.queued)
 
 
@@ -185,6 +195,14 @@ def _bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials
     except RuntimeError as error:
         msg = f"expected to listen on {address}, which is taken or cannot be bound: {error}"
         raise ServiceError(msg) from error
+
+
+def _timeout_s(context: grpc.ServicerContext, default_s: float) -> float:
+    """What the answer may take: one on its way when the caller's deadline passes is a failed call."""
+    left_s = context.time_remaining()
+    if left_s is None or left_s > _NO_DEADLINE_S:
+        return default_s
+    return left_s - min(_WAY_BACK * left_s, _LONGEST_WAY_BACK_S)
 
 
 def _translated(message: pb.DecideRequest) -> PageRequest | AgentRequestError:

@@ -65,9 +65,46 @@ def from_decision(decided: PageDecision) -> pb.DecideResponse:
     )
 
 
+def from_page(request: PageRequest) -> pb.DecideRequest:
+    """For clients in Python, as are the two below."""
+    return pb.DecideRequest(
+        request_id=request.request_id,
+        user_id=request.user_id,
+        session_id=request.session_id,
+        page_index=request.page_index,
+        items=[_from_item(item) for item in request.items],
+        user=from_features(request.user),
+        context=from_features(request.context),
+        page=from_features(request.page),
+        time_ms=request.time_ms,
+    )
+
+
+def from_feedback(feedback: Feedback) -> pb.Feedback:
+    return pb.Feedback(
+        event_id=feedback.event_id,
+        request_id=feedback.request_id,
+        user_id=feedback.user_id,
+        session_id=feedback.session_id,
+        time_ms=feedback.time_ms,
+        kind=pb.FeedbackKind.Value(f"FEEDBACK_KIND_{feedback.kind.name}"),
+        item_id=feedback.item_id,
+        value=feedback.value,
+    )
+
+
 def from_features(features: Features) -> dict[str, pb.Value]:
-    """For clients in Python: raw values as messages."""
+    """Raw values as messages."""
     return {name: _from_value(value) for name, value in features.items()}
+
+
+def _from_item(item: Item) -> pb.Item:
+    return pb.Item(
+        item_id=item.item_id,
+        click_score=item.click_score,
+        pay_score=item.pay_score,
+        features=from_features(item.features),
+    )
 
 
 def _to_item(message: pb.Item) -> Item:

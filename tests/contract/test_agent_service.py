@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import build_protos, translate
-from pipeline.agent.agent import Agent, AgentSettings
+from pipeline.agent.agent import Agent, AgentSettings, PageRequest
 from pipeline.agent.agent_pb2_grpc import AgentStub
 from pipeline.agent.buckets import bucket_table, slot_of
+from pipeline.agent.client import AgentClient, Reporter
 from pipeline.agent.service import (
     BACKGROUND,
     SERVICE,
@@ -38,9 +39,9 @@ from pipeline.config.reading import parse_config
 from pipeline.events import parse
 from pipeline.features.inputs import model_inputs
 from pipeline.features.snapshot import Snapshot
-from pipeline.logs.log import EVENTS
+from pipeline.logs.log import EVENTS, Entry
 from pipeline.logs.opening import open_log
-from pipeline.records import FeedbackKind
+from pipeline.records import Feedback, FeedbackKind, Impression, Item
 from pipeline.serving import protos, tensors
 from pipeline.serving.client import ModelServer
 from pipeline.stores.opening import open_store
@@ -130,6 +131,9 @@ class World:
         self.store = open_store(f"sqlite://{folder}/store.db")
         self.log = open_log(f"file://{folder}/log")
         self.log.create(EVENTS, 2)
+        self.gate = threading.Event()  # of the log
+        self.gate.set()
+        self._append_to_log, self.log.append = self.log.append, self._append
         snapshot = Snapshot.initial(CONFIG)
         self.store.put(parameters_key("fd", snapshot.sha256), snapshot.to_bytes())
         pointer = Pointer(stable=Served(7, snapshot.sha256))
@@ -140,12 +144,21 @@ class World:
         )
         assert self.agent.wait_ready(LONG_S)
 
+    def _append(self, topic: str, entries: Sequence[Entry]) -> None:
+        assert self.gate.wait(LONG_S)
+        self._append_to_log(topic, entries)
+
     def events(self) -> list:
         assert self.agent.flush(LONG_S)
+        return self.logged()
+
+    def logged(self) -> list:
+        """What is in the log now."""
         partitions = range(self.log.partitions(EVENTS))
         return [parse(record.payload, 10**6) for p in partitions for record in self.log.read(EVENTS, p, 0, 1_000)]
 
     def close(self) -> None:
+        self.gate.set()
         self.models.close()
         self.agent.close()
         self.client.close()
@@ -188,6 +201,12 @@ def page(session: str = TREATED[0], index: int = 0, **changes) -> pb.DecideReque
         "request_id": f"{session}/{index}", "user_id": "u", "session_id": session, "page_index": index,
         "items": items, "user": translate.from_features({"ctr": 0.25}), **changes,
     })  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -324,13 +343,132 @@ def test_wrong_feedback_is_an_invalid_argument_and_nothing_of_the_call_is_taken(
     assert world.events() == []
 
 
-def test_feedback_that_cannot_be_taken_is_to_be_sent_again(world: World, agent: AgentStub):
-    world.agent.close()
-    feedback = pb.Feedback(event_id="1", request_id="r", user_id="u", session_id="s", kind=pb.FEEDBACK_KIND_CLICK)
+def click(number: int, **changes) -> Feedback:
+    plain = Feedback(1, f"e{number}", "r", "u", "s", 5, FeedbackKind.CLICK, "x")
+    return msgspec.structs.replace(plain, **changes)
+
+
+def report(*feedback: Feedback) -> pb.ReportRequest:
+    return pb.ReportRequest(feedback=[translate.from_feedback(each) for each in feedback])
+
+
+def to_be_sent_again(call: Callable[[], object]) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        agent.Report(pb.ReportRequest(feedback=[feedback]), timeout=LONG_S)
+        call()
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert "1 of 1 events could not be taken in; send them again" in caught.value.details()
+    assert "send them again, with the same event ids" in caught.value.details()
+
+
+def test_acknowledged_feedback_is_in_the_log_already(world: World, agent: AgentStub):
+    for number in range(5):
+        agent.Report(report(click(number), click(number, event_id=f"f{number}")), timeout=LONG_S)
+        assert world.logged()[-2:] == [click(number), click(number, event_id=f"f{number}")]
+
+
+def test_feedback_that_the_log_does_not_take_in_time_is_to_be_sent_again(world: World, agent: AgentStub):
+    world.gate.clear()
+    to_be_sent_again(lambda: agent.Report(report(click(1)), timeout=0.5))
+    assert world.agent.metrics.total("feedback_not_logged") == 1
+    world.gate.set()
+    agent.Report(report(click(1)), timeout=LONG_S)
+    assert click(1) in world.logged()
+    assert world.agent.metrics.total("feedback", kind="click") == 1
+
+
+def test_a_report_without_a_deadline_does_not_wait_for_ever(world: World):
+    world.gate.clear()
+    running = serve(world.agent, 0, settings=ServiceSettings(report_timeout_s=0.05))
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        to_be_sent_again(lambda: AgentStub(channel).Report(report(click(1))))
+    running.stop()
+
+
+def test_feedback_for_a_closed_agent_is_to_be_sent_again(world: World, agent: AgentStub):
+    world.agent.close()
+    to_be_sent_again(lambda: agent.Report(report(click(1)), timeout=LONG_S))
+
+
+def test_reports_that_wait_for_the_log_hold_up_no_page_and_no_further_report(world: World):
+    """With more of them than there are threads for pages."""
+    world.gate.clear()
+    running = serve(world.agent, 0, settings=ServiceSettings(concurrency=2, reports=12, default_timeout_s=LONG_S))
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        agent = AgentStub(channel)
+        waiting = [agent.Report.future(report(click(number)), timeout=LONG_S) for number in range(12)]
+        eventually(lambda: world.agent._writer.pending == 12)
+        to_be_sent_again(lambda: agent.Report(report(click(99)), timeout=LONG_S))
+        assert agent.Decide(page(TREATED[0]), timeout=LONG_S).decided_by == pb.DECIDED_BY_POLICY
+        world.models.gate.clear()
+        stuck = [agent.Decide.future(page(TREATED[i]), timeout=LONG_S) for i in (1, 2)]
+        for _ in ("before", *stuck):
+            assert world.models.asked.acquire(timeout=LONG_S)
+        assert agent.Decide(page(TREATED[3]), timeout=LONG_S).fallback_reason == "overloaded"
+        assert not any(call.done() for call in (*waiting, *stuck))
+        world.models.gate.set()
+        world.gate.set()
+        for call in (*waiting, *stuck):
+            call.result(LONG_S)
+        agent.Report(report(click(99)), timeout=LONG_S)  # there is room again
+    running.stop()
+    logged = [event.event_id for event in world.logged() if isinstance(event, Feedback)]
+    assert sorted(logged) == sorted([*(f"e{number}" for number in range(12)), "e99"])
+
+
+def test_the_python_client_asks_and_reports(world: World, running: RunningService):
+    item = Item("y", 0.1, 0.5, {"price": 3})
+    request = PageRequest("r", "u", TREATED[0], 0, (Item("x", 0.9, 0.0), item), {"ctr": 0.25}, time_ms=5)
+    with AgentClient(f"127.0.0.1:{running.port}") as client:
+        assert client.wait_ready(LONG_S)
+        assert list(client.decide(request, LONG_S).item_ids) == ["x", "y"]
+        client.report([click(1), click(2)], LONG_S)
+    events = world.events()
+    assert [each for each in events if isinstance(each, Feedback)] == [click(1), click(2)]
+    [impression] = [each for each in events if isinstance(each, Impression)]
+    assert (impression.items[1], impression.time_ms) == (item, 5)
+
+
+def test_the_example_in_the_documentation_runs(world: World, running: RunningService):
+    text = (build_protos.ROOT / "docs" / "events.md").read_text()
+    [example] = [block for block in text.split("```") if block.startswith("python\n")]
+    request = PageRequest("r", "u", TREATED[0], 0, (Item("x", 0.9, 0.0), Item("y", 0.1, 0.5)), {"ctr": 0.25})
+    names = {"page_request": request, "feedback": click(1)}
+    code = (
+        example.removeprefix("python\n").replace(":8600", f":{running.port}").replace("timeout_s=0.1", "timeout_s=60")
+    )
+    exec(code, names)
+    assert (list(names["order"]), names["unacknowledged"]) == ([0, 1], 0)
+    assert click(1) in world.logged()
+
+
+def test_the_python_client_says_when_there_is_no_agent():
+    with AgentClient(f"127.0.0.1:{free_port()}") as client:
+        assert not client.wait_ready(0.05)
+        with pytest.raises(grpc.RpcError) as caught:
+            client.report([click(1)], LONG_S)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_events_outlast_an_agent_that_goes_away_and_comes_back(world: World):
+    """All acknowledged ones are in the log, in order; what the agent had in hand when it went may be there twice."""
+    port, acknowledged = free_port(), []
+    first = serve(world.agent, port)
+    with AgentClient(f"127.0.0.1:{port}") as client:
+        reporter = Reporter(client, lambda feedback: acknowledged.extend(each.event_id for each in feedback))
+        reporter(click(0))
+        eventually(lambda: acknowledged == ["e0"])
+        world.gate.clear()
+        reporter(click(1))
+        eventually(lambda: world.agent._writer.pending == 1)  # the log hangs with it, and so does the call
+        first.stop(grace_s=0.0)
+        reporter(click(2))
+        world.gate.set()
+        second = serve(world.agent, port)
+        assert reporter.close(LONG_S) == 0
+    second.stop()
+    assert acknowledged == ["e0", "e1", "e2"]
+    logged = [event.event_id for event in world.logged()]
+    assert list(dict.fromkeys(logged)) == acknowledged
+    assert logged.count("e1") == 2
 
 
 def test_health_says_what_lives(world: World, channel: grpc.Channel):

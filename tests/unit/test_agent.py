@@ -703,6 +703,19 @@ def test_feedback_is_appended_under_its_session(world: World):
     assert world.log.entries[0].key == "s1"
 
 
+def test_feedback_that_is_waited_for_is_in_the_log(world: World):
+    with world.agent() as agent:
+        assert agent.report_and_wait([feedback(), feedback(event_id="e2")], LONG_S)
+        assert [parse(entry.payload, 10**6) for entry in world.log.entries] == [feedback(), feedback(event_id="e2")]
+        assert agent.metrics.total("feedback", kind="click") == 2
+        with pytest.raises(AgentRequestError, match="event_id: expected"):
+            agent.report_and_wait([feedback(event_id="e3"), feedback(event_id="")], LONG_S)
+        assert agent.flush(LONG_S)
+    assert len(world.log.entries) == 2
+    assert not agent.report_and_wait([feedback()], LONG_S)  # closed
+    assert agent.metrics.total("feedback_not_logged") == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"event_id": ""}, {"session_id": ""}, {"item_id": ""}, {"time_ms": -1}, {"value": math.nan}, {"kind": "click"}],
@@ -756,3 +769,4 @@ def test_an_agent_without_a_log_decides_and_takes_no_feedback(world: World):
         agent.wait_ready(LONG_S)
         assert agent.decide(page(TREATED[0]), LONG_S).decision.model_version == 7
         assert not agent.report(feedback())
+        assert not agent.report_and_wait([feedback()], LONG_S)

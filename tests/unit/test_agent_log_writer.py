@@ -1,18 +1,20 @@
-"""The agent's way to the event log: nothing waits for it, nothing is lost silently."""
+"""The agent's way to the event log: no page waits for it, nothing is lost silently, and who waits knows."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from pipeline.agent.impressions import LogWriter
 from pipeline.agent.metrics import Metrics
-from pipeline.logs.log import LogError
+from pipeline.logs.log import Entry, LogError
 
 LONG_S = 30.0
+LONGER_S = 600.0  # a wait that has to be cut short
 
 
 class GatedLog:
@@ -30,6 +32,26 @@ class GatedLog:
         if self.failures:
             raise self.failures.pop()
         self.entries.extend((entry.key, entry.payload) for entry in entries)
+
+
+class StepLog:
+    """Each append takes one permit."""
+
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.payloads: list[bytes] = []
+
+    def append(self, topic, entries):
+        self.entered.release()
+        assert self.permits.acquire(timeout=LONG_S)
+        self.payloads.extend(entry.payload for entry in entries)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as threads:
+        yield threads
 
 
 @pytest.fixture
@@ -120,3 +142,136 @@ def test_flush_says_when_it_gave_up(log: GatedLog):
     assert w.pending == 1
     log.gate.set()
     assert w.close(LONG_S)
+
+
+# Who waits -------------------------------------------------------------------------------------------------------
+
+
+def entries(*payloads: bytes) -> list[Entry]:
+    return [Entry("s", payload) for payload in payloads]
+
+
+def eventually(condition) -> None:
+    give_up = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.002)
+
+
+def test_who_waits_is_answered_once_its_events_are_in_the_log_whatever_comes_after_them(threads: ThreadPoolExecutor):
+    log = StepLog()
+    w = LogWriter(log, Metrics(), capacity=100, monotonic=time.monotonic)
+    waiting = threads.submit(w.submit_and_wait, entries(b"a", b"b"), LONG_S)
+    assert log.entered.acquire(timeout=LONG_S)
+    w.submit("s", b"later")
+    assert not waiting.done()
+    log.permits.release()
+    assert waiting.result(LONG_S)
+    assert log.payloads == [b"a", b"b"]
+    assert w.pending == 1
+    log.permits.release()
+    assert w.close(LONG_S)
+
+
+def test_many_wait_at_once_while_others_do_not(log: GatedLog, threads: ThreadPoolExecutor):
+    log.gate.set()
+    w = writer(log, 10_000)
+
+    def report(thread: int) -> list[bool]:
+        return [w.submit_and_wait(entries(b"%d/%d" % (thread, i)), LONG_S) for i in range(20)]
+
+    reports = [threads.submit(report, thread) for thread in range(6)]
+    while not all(each.done() for each in reports):
+        w.submit("s", b"page")
+        time.sleep(0.001)
+    assert all(all(each.result()) for each in reports)
+    for thread in range(6):
+        mine = [payload for _, payload in log.entries if payload.startswith(b"%d/" % thread)]
+        assert mine == [b"%d/%d" % (thread, i) for i in range(20)]
+    assert w.close(LONG_S)
+
+
+def test_nothing_to_wait_for(log: GatedLog):
+    w = writer(log)
+    assert w.submit_and_wait([], LONGER_S)
+    w.close(0.0)
+
+
+def test_events_that_are_not_written_in_time_are_taken_back(log: GatedLog):
+    w = writer(log)
+    w.submit("s", b"page")
+    assert log.entered.wait(LONG_S)
+    for _ in range(5):  # the same event, again and again, while the log hangs
+        assert not w.submit_and_wait(entries(b"click"), 0.01)
+    assert w.pending == 1
+    log.gate.set()
+    assert w.submit_and_wait(entries(b"click"), LONG_S)
+    assert w.close(LONG_S)
+    assert [payload for _, payload in log.entries] == [b"page", b"click"]
+
+
+def test_events_under_way_are_not_taken_back_but_not_promised_either(log: GatedLog):
+    w = writer(log)
+    assert not w.submit_and_wait(entries(b"click"), 0.2)
+    assert log.entered.wait(LONG_S)
+    assert w.pending == 1
+    log.gate.set()
+    assert w.close(LONG_S)
+    assert [payload for _, payload in log.entries] == [b"click"]
+
+
+def test_a_batch_that_was_taken_back_does_not_end_the_writer(log: GatedLog):
+    log.gate.set()
+    w = writer(log)
+    assert not w.submit_and_wait(entries(b"click"), 0.0)
+    assert w.submit_and_wait(entries(b"next"), LONG_S)
+    assert w.flush(LONG_S)
+    assert w.close(LONG_S)
+
+
+def test_who_can_wait_leaves_half_of_the_queue_to_who_cannot(log: GatedLog):
+    w = writer(log, 4)
+    w.submit("s", b"1")
+    w.submit("s", b"2")
+    assert not w.submit_and_wait(entries(b"click"), LONGER_S)
+    assert w._metrics.total("events_dropped") == 0  # it comes again
+    assert [w.submit("s", payload) for payload in (b"3", b"4", b"5")] == [True, True, False]
+    log.gate.set()
+    assert w.close(LONG_S)
+    assert [payload for _, payload in log.entries] == [b"1", b"2", b"3", b"4"]
+
+
+def waiting_behind(w: LogWriter, log: GatedLog, threads: ThreadPoolExecutor) -> list[Future[bool]]:
+    """One whose events are under way, one whose events are queued."""
+    under_way = threads.submit(w.submit_and_wait, entries(b"1"), LONGER_S)
+    assert log.entered.wait(LONG_S)
+    queued = threads.submit(w.submit_and_wait, entries(b"2"), LONGER_S)
+    eventually(lambda: w.pending == 2)
+    return [under_way, queued]
+
+
+def test_closing_lets_nobody_wait(log: GatedLog, threads: ThreadPoolExecutor):
+    w = writer(log)
+    waiting = waiting_behind(w, log, threads)
+    assert not w.close(0.01)
+    assert [each.result(LONG_S) for each in waiting] == [False, False]
+    assert not w.submit_and_wait(entries(b"3"), LONGER_S)
+
+
+def test_closing_answers_who_waits_for_what_could_still_be_written(log: GatedLog, threads: ThreadPoolExecutor):
+    w = writer(log)
+    waiting = waiting_behind(w, log, threads)
+    closing = threads.submit(w.close, LONG_S)
+    eventually(lambda: w._closing)
+    log.gate.set()
+    assert closing.result(LONG_S)
+    assert [each.result(LONG_S) for each in waiting] == [True, True]
+
+
+def test_a_dead_writer_lets_nobody_wait(log: GatedLog, threads: ThreadPoolExecutor):
+    log.failures = [ZeroDivisionError("a fault of the log")]
+    w = writer(log)
+    waiting = waiting_behind(w, log, threads)
+    log.gate.set()
+    assert [each.result(LONG_S) for each in waiting] == [False, False]
+    assert not w.submit_and_wait(entries(b"3"), LONGER_S)
