@@ -22,12 +22,13 @@ from pageturn.measuring.asked import Asked, asked
 from pageturn.measuring.buckets import Comparison, compare
 from pageturn.measuring.freshness import Freshness, freshness
 from pageturn.measuring.learning import learning_rows
-from pageturn.measuring.parts import Life, lives, part_events
+from pageturn.measuring.parts import Life, lives
 from pageturn.measuring.rows import rows
 from pageturn.measuring.topics import Ids, Topics, read_topics
 from pageturn.measuring.versions import PolicyVersions, versions
 from pageturn.run import Run, RunRecord
 from pageturn.simulating import AskedPage, read_acknowledged, read_pages, read_visits
+from pageturn.supervisor import read_journal
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.opening import open_log
 from pipeline.simulation.params import SimulationError, World
@@ -66,7 +67,7 @@ def measure(run: Run) -> Measures:
     pages = asked(config, _noting(answered, read_pages(run.traffic)))
     verdicts = tuple(read_verdicts(run.models))
     topics, policies = _topics(config, run), config.learned_policies()
-    parts = lives(part_events(run.journal))
+    parts = lives(read_journal(run.journal))
     times = [visit.time_ms for visit in visits] + [t for life in parts for t in (life.started_ms, life.ended_ms) if t]
     return Measures(
         run=run.record,

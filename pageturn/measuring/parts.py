@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 
 from msgspec import Struct
 
-from pageturn.measuring.series import lines_of
-
-
-class PartEvent(Struct, frozen=True):
-    """A line of the journal."""
-
-    time_ms: int
-    part: str
-    event: str  # started, ended
-    pid: int | None = None
-    status: int | None = None  # of an end; negative: the signal
+from pageturn.supervisor import PartEvent
 
 
 class Life(Struct, frozen=True):
@@ -28,15 +18,11 @@ class Life(Struct, frozen=True):
     status: int | None = None
 
 
-def part_events(journal: Path) -> tuple[PartEvent, ...]:
-    return tuple(sorted(lines_of(journal, PartEvent), key=lambda event: event.time_ms))
-
-
-def lives(events: tuple[PartEvent, ...]) -> tuple[Life, ...]:
+def lives(events: Iterable[PartEvent]) -> tuple[Life, ...]:
     """In the order of their starts. A part that starts again without having ended ended then at the latest."""
     found: list[Life] = []
     running: dict[str, int] = {}  # -> its place in `found`
-    for event in events:
+    for event in sorted(events, key=lambda event: event.time_ms):
         place = running.pop(event.part, None)
         if place is not None:
             life = found[place]

@@ -1,0 +1,227 @@
+"""What a run has come to: every figure against one that is known by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pageturn.measures import measure, rows
+from pageturn.measuring.buckets import SECOND_HALF, WHOLE
+from pageturn.measuring.parts import Life
+from pageturn.measuring.rows import verdict
+from pageturn.simulating import AskedPage
+from pageturn.supervisor import PartEvent
+from pageturn.table import render
+from pipeline.logs.log import DEAD_LETTERS, EVENTS, LATE, TRANSITIONS
+from pipeline.records import DeadLetter, Fate, SetAside
+from pipeline.simulation.outcomes import Outcome, clustered
+
+
+def page(number: int, by: str | None, **fields: Any) -> AskedPage:
+    values = {"time_ms": 1_700_000_000_000 + 1000 * number, "request_id": f"r{number}", "wait_ms": 5.0}
+    return AskedPage(**(values | {"decided_by": by} | fields))
+
+
+def test_a_folder_with_nothing_in_it_measures_nothing(made: Any):
+    found = measure(made.run)
+    absent = (found.comparison, found.asked, found.counts, found.accounting)
+    assert absent == (None,) * 4
+    for each in (found.verdicts, found.freshness, found.actions, found.learning, found.parts):
+        assert each == ()
+    assert found.began_ms == found.ended_ms == made.run.record.created_ms
+    assert render(rows(found)).startswith("versions of rl_a")
+    assert verdict(found.comparison) == "There is nothing to compare yet."
+
+
+# Buckets ---------------------------------------------------------------------------------------------------------
+
+
+def test_buckets_are_compared_over_the_whole_run_and_its_second_half(made: Any):
+    made.visits("control", 1.0, 2.0, None, 3.0)  # at 0, 10, 20, 30 s; the middle of the run is at 20 s
+    made.visits("rl_a", 5.0, 5.5, 6.0, 7.0, 8.0)  # at 0 ... 40 s
+    made.visits("rl_b", 4.0)
+    found = measure(made.run).comparison
+    control, rl_a, _ = found.buckets
+    assert (control.learned, rl_a.learned) == (False, True)
+    assert (control.users, control.whole.visits, control.whole.sessions) == (4, 4, 3)
+    assert (control.whole.reward.mean, control.whole.exposure.mean) == (2.0, 0.75)
+    assert control.second_half.reward.mean == 3.0
+    assert rl_a.second_half.reward == clustered([6.0, 7.0, 8.0], list("abc"))
+    lifts = {(lift.policy, lift.period): lift for lift in found.lifts}
+    assert lifts[None, WHOLE].absolute.mean == pytest.approx((31.5 + 4) / 6 - 2)
+    assert lifts[None, WHOLE].relative.mean == pytest.approx((31.5 + 4) / 6 / 2 - 1)
+    assert lifts["rl_a", SECOND_HALF].absolute.mean == 7.0 - 3.0
+    assert "better" in lifts["rl_a", WHOLE].conclusion
+    assert "better: the interval leaves zero out" in verdict(found)
+
+
+def test_a_difference_that_may_be_none_is_called_so(made: Any):
+    made.visits("control", 1.0, 9.0, 2.0, 8.0)
+    made.visits("rl_a", 2.0, 9.5, 2.0, 8.0)
+    lift = measure(made.run).comparison.lifts[0]
+    assert lift.conclusion == "not shown yet: the interval covers zero"
+
+
+def test_visits_of_one_user_are_one_draw(made: Any):
+    made.visits("control", 1.0, 2.0)
+    user = made.user("rl_a")
+    for number in range(4):
+        made.visit(Outcome(user, True, True, 1, 1, 0, 1.0, 5.0 + number), made.start_ms)
+    lift = measure(made.run).comparison.lifts[0]
+    assert lift.conclusion == "too few users to tell"
+
+
+def test_reward_over_time_is_binned_by_the_end_of_visits(made: Any):
+    made.visits("control", *[1.0] * 10, *[2.0] * 10, every_s=15)
+    found = measure(made.run).comparison.buckets[0].over_time
+    assert found.bins.width_ms == 10_000
+    means = [each.mean for each in found.reward]
+    assert (means[0], means[-1]) == (1.0, 2.0)
+    assert means[2] != means[2]  # nobody left between 20 and 30 s
+
+
+# Pages as asked for ----------------------------------------------------------------------------------------------
+
+
+def test_who_decided_and_how_long_it_took(made: Any):
+    made.asked(
+        page(0, "policy", bucket="rl_a", wait_ms=2.0),
+        page(1, "fallback", bucket="rl_b", reason="unavailable", wait_ms=4.0),
+        page(2, "baseline", bucket="control", wait_ms=3.0),
+        page(7, None, trouble="UNAVAILABLE", wait_ms=250.0),
+    )
+    found = measure(made.run).asked
+    assert (found.pages, found.answered, found.unanswered) == (4, 3, 1)
+    assert found.decided_by == {"policy": 1, "fallback": 1, "baseline": 1}
+    assert (found.reasons, found.troubles) == ({"unavailable": 1}, {"UNAVAILABLE": 1})
+    assert found.policy_share == 0.5
+    assert (found.wait_ms.n, found.wait_ms.p50) == (3, 3.0)
+    assert found.deciders.pages["fallback: unavailable"] == (1, 0)
+    assert found.deciders.pages["no answer"] == (0, 1)
+    assert found.deciders.p50_ms == (3.0, None)
+
+
+# The log ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_acknowledged_event_is_found_wherever_it_is(made: Any):
+    events = [made.feedback("p", f"e{number}", 1) for number in range(6)]
+    made.asked(page(0, "policy", request_id="p"), page(1, "policy", request_id="q"))
+    made.append(EVENTS, *events[:5], made.impression("q"))
+    made.closed(made.page(made.impression("p"), events[0]))
+    made.append(LATE, SetAside("0:1", Fate.LATE, "transport", 1, events[1]))
+    made.append(DEAD_LETTERS, DeadLetter("0:2", "schema_version", "", 1, "s", made_raw(events[2])))
+    made.snapshot(4, events[3])
+    made.acknowledged(*events[:5])
+    found = measure(made.run).accounting
+    assert (found.acknowledged, found.missing) == (5, 0)
+    assert (found.answered, found.lost) == (2, 0)
+
+
+def test_what_is_nowhere_is_missing(made: Any):
+    events = [made.feedback("p", f"e{number}", 1) for number in range(3)]
+    made.asked(page(0, "policy", request_id="p"), page(1, "policy", request_id="q"), page(2, None, request_id="r"))
+    made.append(EVENTS, *events)
+    made.closed(made.page(made.impression("p"), events[0]))
+    made.append(DEAD_LETTERS, DeadLetter("0:2", "malformed", "", 1, "s", b"\xff{"))
+    made.snapshot(2, made.feedback("s", "another", 1))
+    made.acknowledged(*events)
+    found = measure(made.run)
+    assert (found.accounting.acknowledged, found.accounting.missing) == (3, 1)  # e0 joined, e2 not read yet
+    assert (found.accounting.answered, found.accounting.lost) == (2, 1)
+    assert "they should be somewhere" in render(rows(found))
+
+
+def made_raw(event: Any) -> bytes:
+    from pipeline.events import encode
+
+    return encode(event).replace(b'"schema_version":1', b'"schema_version":99')
+
+
+def test_actions_are_shares_of_the_pages_of_a_time(made: Any):
+    pages = [made.page(made.impression(f"p{n}", n, action)) for n, action in enumerate([0.5, 0.5, 1.5, 1.5])]
+    made.closed(*pages, made.page(made.impression("b", 9, None, "baseline")))
+    (found,) = measure(made.run).actions
+    assert (found.policy, found.dimension, found.baseline, found.pages) == ("rl_a", "a", 1.0, 4)
+    assert found.executed.median == (1.0,)
+    assert found.mean.median == (1.0,)
+    assert sum(found.executed.shares[0]) == pytest.approx(1.0)
+    assert max(found.executed.shares[0]) == 0.5
+
+
+# Freshness -------------------------------------------------------------------------------------------------------
+
+
+def test_freshness_goes_to_the_first_version_that_learned_from_a_page(made: Any):
+    """Pages close at 5, 15, 25 and 35 s."""
+    shown = [made.impression(f"p{n}", 10 * n, 1.0) for n in range(4)]
+    made.closed(*(made.page(each, made.feedback(each.request_id, f"c{n}", 10 * n + 1)) for n, each in enumerate(shown)))
+    made.verdict(0, "accepted", tier="bootstrap", version=1)
+    made.verdict(20, "accepted", version=2, last_transition="p1@1")
+    made.verdict(24, "refused", reason="drift", last_transition="p2@1")
+    made.verdict(30, "accepted", version=3, last_transition="p2@1")
+    (found,) = measure(made.run).freshness
+    assert (found.policy, found.page_s.n, found.click_s.n, found.waiting) == ("rl_a", 3, 3, 1)
+    assert found.page_s.p50 == 5.0  # 15, 5 and 5 s
+    assert found.click_s.p50 == 9.0  # 19, 9 and 9 s
+    assert sum(found.pages.counts) >= 2
+
+
+def test_a_transition_that_the_trainer_cannot_learn_from_waits_for_nothing(made: Any):
+    shown = [made.impression("p0", 0, 1.0), made.impression("p1", 1, None, "fallback"), made.impression("p2", 2, 1.0)]
+    made.closed(*(made.page(each) for each in shown))
+    made.append(TRANSITIONS, made.transition(shown[2]))  # a copy
+    made.append(DEAD_LETTERS, DeadLetter("transitions/0:0", "feature", "", 1, "s", b"x"))
+    made.verdict(20, "accepted", version=2, last_transition="p2@1")
+    (found,) = measure(made.run).freshness
+    assert (found.page_s.n, found.page_s.p50, found.waiting) == (1, 13.0, 0)
+
+
+def test_a_trainer_that_began_anew_is_behind_for_a_while(made: Any):
+    made.closed(*(made.page(made.impression(f"p{n}", 0, 1.0)) for n in range(3)))
+    for time_s, last in ((10, "p1@1"), (20, "p0@1"), (30, "p2@1")):
+        made.verdict(time_s, "accepted", version=2, last_transition=last)
+    (found,) = measure(made.run).freshness
+    assert (found.page_s.n, found.page_s.p50) == (3, 5.0)  # 5, 5 and 25 s
+
+
+# The rest --------------------------------------------------------------------------------------------------------
+
+
+def test_versions_on_insufficient_evidence_are_counted_apart(made: Any):
+    made.verdict(0, "accepted", tier="bootstrap", version=1)
+    made.verdict(1, "accepted", version=2, evidence="no_baseline_yet")
+    made.verdict(2, "accepted", version=3)
+    made.verdict(3, "accepted", version=4)
+    made.verdict(4, "refused", reason="drift")
+    made.verdict(5, "kept", reason="frozen")
+    made.verdict(6, "superseded", reason="superseded", evidence=None)
+    rl_a, rl_b = measure(made.run).versions
+    assert (rl_a.accepted, rl_a.on_insufficient_evidence) == (3, 3)
+    assert rl_a.evidence == {"no_baseline_yet": 1, "not_enough_evidence": 2}
+    assert (rl_a.refused, rl_a.kept, rl_a.superseded) == ({"drift": 1}, {"frozen": 1}, 1)
+    assert rl_b.accepted == 0
+
+
+def test_rounds_done_again_after_a_kill_are_one_row(made: Any):
+    made.learned(*({"time_ms": t, "transitions": n, "updates": n // 4} for t, n in [(1, 64), (2, 128), (9, 128)]))
+    with (made.run.trainer / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"time_ms": 10, "transitions": 19')  # on its way to the disk
+    found = measure(made.run)
+    assert [(row["time_ms"], row["transitions"]) for row in found.learning] == [(1, 64), (2, 128)]
+    assert found.updates == 32
+
+
+def test_parts_live_until_they_end_or_start_again(made: Any):
+    made.parts(
+        PartEvent(1, "agent", "started", 11),
+        PartEvent(5, "agent", "ended", 11, -9),
+        PartEvent(6, "agent", "started", 12),
+        PartEvent(7, "stream", "started", 13),
+    )
+    assert measure(made.run).parts == (
+        Life("agent", 1, 5, -9),
+        Life("agent", 6, None),
+        Life("stream", 7, None),
+    )
