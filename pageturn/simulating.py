@@ -32,7 +32,7 @@ from pipeline.simulation.traffic import Flow, Traffic, WallClock
 VISITS, PAGES, EVENTS = "visits.jsonl", "pages.jsonl", "events.jsonl"
 _DECIDE_S = 0.25
 _READY_S = 60.0
-_REPORTS_S = 30.0  # for the last events to be acknowledged
+_REPORTS_S = 8.0  # for the last events to be acknowledged
 _FLUSH_S = 1.0
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
