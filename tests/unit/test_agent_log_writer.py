@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from pipeline.agent import impressions
 from pipeline.agent.impressions import LogWriter
 from pipeline.agent.metrics import Metrics
 from pipeline.logs.log import Entry, LogError
 
 LONG_S = 30.0
-LONGER_S = 600.0  # a wait that has to be cut short
+LONGER_S = 2 * LONG_S  # a wait that has to be cut short
 
 
 class GatedLog:
@@ -220,10 +221,12 @@ def test_events_under_way_are_not_taken_back_but_not_promised_either(log: GatedL
     assert [payload for _, payload in log.entries] == [b"click"]
 
 
-def test_a_batch_that_was_taken_back_does_not_end_the_writer(log: GatedLog):
+def test_a_batch_that_was_taken_back_does_not_end_the_writer(log: GatedLog, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(impressions, "_GATHER_S", 0.2)
     log.gate.set()
     w = writer(log)
-    assert not w.submit_and_wait(entries(b"click"), 0.0)
+    assert not w.submit_and_wait(entries(b"click"), 0.05)  # while events are gathered
+    w._thread.join(0.5)  # it has found the batch empty, and does not end
     assert w.submit_and_wait(entries(b"next"), LONG_S)
     assert w.flush(LONG_S)
     assert w.close(LONG_S)

@@ -1,0 +1,183 @@
+"""How an agent follows what is published: which versions it uses, and which it does not."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.agent.agent import AgentSettings
+from pipeline.features.snapshot import Snapshot
+from pipeline.records import DecidedBy
+from pipeline.serving.client import TensorSpec
+from pipeline.serving.errors import NotServed
+from pipeline.stores.published import Heartbeat, agent_key, parameters_key
+from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, eventually, page
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_the_kill_switch_works_without_store_and_model(world: World):
+    served = world.publish(7)
+    with world.agent() as agent:
+        world.point(stable=served, off=True)
+        eventually(
+            lambda: agent.decide(page(TREATED[0], request_id=str(time.time_ns())), 1).decision.model_version is None
+        )
+        decided = agent.decide(page(TREATED[0], 1), LONG_S)
+    assert (decided.decision.fallback_reason, decided.item_ids) == ("off", BASELINE_IDS)
+
+
+def test_the_kill_switch_does_not_wait_for_a_version_that_is_being_built(world: World):
+    world.publish(7)
+    built = threading.Event()
+    with world.agent() as agent:
+        metadata = world.server.metadata
+        world.server.metadata = lambda *args: built.wait(LONG_S) and metadata(*args)
+        world.publish(8, mean=0.2, off=True)
+        eventually(
+            lambda: (
+                agent.decide(page(TREATED[0], request_id=str(time.time_ns())), LONG_S).decision.fallback_reason == "off"
+            )
+        )
+        assert not built.is_set()
+        built.set()
+
+
+def test_an_agent_in_mode_off_asks_nobody(world: World):
+    world.publish(7)
+    with world.agent(mode="off") as agent:
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "off"
+    assert world.server.calls == []
+
+
+def test_parameters_of_another_config_are_refused(world: World):
+    other = msgspec.structs.replace(CONFIG, action=(msgspec.structs.replace(CONFIG.action[0], baseline=1.1),))
+    world.publish(7, config=other)
+    with world.agent() as agent:
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "version_mismatch"
+    assert world.server.calls == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dense": None},
+        {"other": TensorSpec("float32", (None,))},
+        {"dense": TensorSpec("float64", (None, 1))},
+        {"dense": TensorSpec("float32", (None, 2))},
+        {"dense": TensorSpec("float32", (1, 1))},
+        {"dense": TensorSpec("float32", (None,))},
+    ],
+)
+def test_a_model_of_another_signature_is_refused(world: World, change):
+    world.publish(7)
+    signature = {**world.server.signature, **change}
+    world.server.signature = {name: spec for name, spec in signature.items() if spec is not None}
+    with world.agent() as agent:
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "bad_signature"
+        assert agent.metrics.total("pin_failures", reason="bad_signature") >= 1
+    assert world.server.calls == []
+
+
+def test_sizes_that_a_model_leaves_open_fit(world: World):
+    world.publish(7)
+    world.server.signature["dense"] = TensorSpec("float32", (None, None))
+    world.server.signature["clicks"] = TensorSpec("float32", None)
+    with world.agent() as agent:
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.model_version == 7
+
+
+def test_parameters_that_are_not_what_their_name_says_are_not_used(world: World):
+    served = world.publish(7)
+    world.store.values[parameters_key("fd", served.parameters)] += b"\0"
+    with world.agent() as agent:
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "store"
+
+
+def test_the_version_before_stays_while_the_next_cannot_be_built(world: World):
+    world.publish(7)
+    with world.agent() as agent:
+        served = world.publish(8, mean=0.2)
+        blob = world.store.values.pop(parameters_key("fd", served.parameters))
+        # a look that had begun before may have had both; from here on neither can
+        failures = agent.metrics.total("pin_failures")
+        if agent.decide(page(TREATED[0]), LONG_S).decision.model_version == 7:
+            eventually(lambda: agent.metrics.total("pin_failures") > failures)
+            assert agent.decide(page(TREATED[1]), LONG_S).decision.model_version == 7
+        world.store.put(parameters_key("fd", served.parameters), blob)
+        eventually(
+            lambda: agent.decide(page(TREATED[2], request_id=str(time.time_ns())), 1).decision.model_version == 8
+        )
+
+
+def test_a_version_that_is_gone_is_looked_up_once_more(world: World):
+    world.publish(7)
+
+    def reply(inputs, version):
+        if version == 7:
+            world.publish(8, mean=0.2)
+            raise NotServed("Servable not found for request: Specific(feed_rl, 7)")
+        return world.server.healthy(inputs, version)
+
+    world.server.reply = reply
+    with world.agent(settings=AgentSettings(follow_every_s=600.0)) as agent:
+        decided = agent.decide_many([page(s) for s in TREATED[:3]], LONG_S)
+        assert agent.metrics.total("retries") == 1
+    assert [d.decision.model_version for d in decided] == [8, 8, 8]
+
+
+def test_no_decision_mixes_two_versions_while_they_are_swapped(world: World):
+    """Version v standardises with mean v / 10: the server can tell whose parameters made its input."""
+    mixed: list[tuple[int, float]] = []
+
+    def reply(inputs, version):
+        expected = np.float32((0.5 - version / 10) / 1.0)
+        if not np.allclose(inputs["dense"][:, 0], expected, atol=1e-6):
+            mixed.append((version, float(inputs["dense"][0, 0])))
+        return world.server.healthy(inputs, version)
+
+    world.server.reply = reply
+    world.publish(1, mean=0.1)
+    with world.agent(settings=AgentSettings(follow_every_s=0.002)) as agent:
+        used = set()
+        for version in range(2, 8):
+            for attempt in range(20):
+                decided = agent.decide(page(TREATED[attempt], version), LONG_S)
+                assert decided.decision.decided_by is DecidedBy.POLICY
+                snapshot = Snapshot.from_bytes(world.store.values[parameters_key("fd", decided.decision.parameters)])
+                assert snapshot.moments["ctr"].mean == decided.decision.model_version / 10
+                used.add(decided.decision.model_version)
+            world.publish(version, mean=version / 10)
+            eventually(
+                lambda v=version: (
+                    agent.decide(page("treated-1", 0, str(time.time_ns())), 1)
+                    and agent._follower.route("rl").stable.served.version == v
+                )
+            )
+    assert mixed == []
+    assert used >= {1, 2, 3, 4, 5, 6}
+
+
+def test_the_heartbeat_says_which_version_is_in_use_and_ends_with_the_agent(world: World):
+    world.publish(7)
+    key = agent_key("fd", "agent-0")
+
+    def versions() -> dict[str, int]:
+        value = world.store.values.get(key)
+        return {} if value is None else msgspec.json.decode(value, type=Heartbeat).versions
+
+    with world.agent(clock_ms=lambda: 123) as agent:
+        eventually(lambda: versions() == {"rl": 7})
+        assert json.loads(world.store.values[key])["time_ms"] == 123
+        world.publish(8, mean=0.2)
+        eventually(lambda: versions() == {"rl": 8})
+        assert agent.problems() == ()
+    assert key not in world.store.values
