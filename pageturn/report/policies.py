@@ -1,0 +1,128 @@
+"""What the policies do, and how they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import plotly.graph_objects as go
+
+from pageturn.measuring.actions import ActionOverTime, Spread
+from pageturn.report.chart import GREEN, GREY, Chart, Clock, Table, every, faint, figure, lines, short, text
+from pageturn.report.rewards import Colours
+
+Row = dict[str, Any]  # of the trainer's metrics
+_POINTS = 300
+
+
+# Actions ---------------------------------------------------------------------------------------------------------
+
+
+def action_charts(found: Sequence[ActionOverTime], colours: Colours, clock: Clock) -> Iterator[Chart]:
+    for each in found:
+        name = f"{each.policy}, {each.dimension}"
+        table = _medians(each, clock)
+        colour = colours.get(each.policy, GREY)
+        for kind, spread in (("meant", each.mean), ("executed", each.executed)):
+            note = "without the exploration noise" if kind == "meant" else "with the exploration noise"
+            yield Chart(
+                f"action-{kind}-{each.policy}-{each.dimension}",
+                f"{name}: {kind}",
+                f"Share of pages by action, {note}; line: median, dashed: baseline.",
+                _heat_map(each, spread, colour, clock),
+                table if kind == "meant" else None,
+            )
+
+
+def _heat_map(found: ActionOverTime, spread: Spread, colour: str, clock: Clock) -> dict[str, Any]:
+    x = clock.middles(found.bins)
+    middles = [(a + b) / 2 for a, b in pairwise(found.edges)]
+    columns = [shares or (None,) * len(middles) for shares in spread.shares]
+    cells = [[short(column[i]) for column in columns] for i in range(len(middles))]
+    heat = go.Heatmap(
+        x=x, y=[short(m) for m in middles], z=cells, showscale=False, name="share",
+        colorscale=[[0, faint(colour, 0)], [0.02, faint(colour, 0.12)], [0.25, faint(colour, 0.55)], [1, colour]],
+        hovertemplate="%{x}: %{z:.1%} at %{y:.2f}<extra></extra>",
+    )  # fmt: skip
+    median = lines(x, [short(m) for m in spread.median], "median", GREY, hovertemplate="median %{y:.3f}<extra></extra>")
+    ends = [clock.since(found.bins.start_ms), clock.since(found.bins.start_ms + found.bins.count * found.bins.width_ms)]
+    base = go.Scatter(
+        x=ends, y=[found.baseline] * 2, mode="lines", line={"dash": "dash", "width": 1, "color": GREY},
+        hoverinfo="skip",
+    )  # fmt: skip
+    axis = {"title": {"text": found.dimension}, "range": [found.edges[0], found.edges[-1]], "zeroline": False}
+    return figure([heat, median, base], height=260, showlegend=False, xaxis=clock.axis, yaxis=axis)
+
+
+def _medians(found: ActionOverTime, clock: Clock) -> Table:
+    rows = list(zip(clock.middles(found.bins), found.mean.median, found.executed.median, strict=True))
+    head = (clock.unit, "median meant", "median executed")
+    return Table(head, every([(f"{x:.1f}", text(mean), text(executed)) for x, mean, executed in rows]))
+
+
+# Learning --------------------------------------------------------------------------------------------------------
+
+
+def learning_charts(rows: Sequence[Row], policies: Sequence[str], colours: Colours, clock: Clock) -> Iterator[Chart]:
+    points = _thinned([row for row in rows if "value_loss" in row])
+    if not points:
+        return
+    x = [clock.since(point["time_ms"]) for point in points]
+    per_policy = {policy: colours.get(policy, GREY) for policy in policies}
+
+    def drawn(identity: str, title: str, note: str, *series: tuple[str, str, Callable[[Row], float | None]]) -> Chart:
+        traces = [
+            lines(x, [short(value(point)) for point in points], name, colour, hovertemplate="%{y:.4g}")
+            for name, colour, value in series
+        ]
+        made = figure(traces, height=260, xaxis=clock.axis, hovermode="x unified")
+        table = Table(
+            (clock.unit, *(name for name, _, _ in series)),
+            every([(f"{t:.1f}", *(text(v(p)) for _, _, v in series)) for t, p in zip(x, points, strict=True)], 20),
+        )
+        return Chart(identity, title, note, made, table)
+
+    yield drawn(
+        "value-loss", "Value loss", "Of V, which learns from the baseline's pages.", _of("V", GREEN, "value_loss")
+    )
+    yield drawn("advantage-loss", "Advantage loss", "Of A, which learns from what V leaves.",
+                *(_of(p, c, f"advantage_loss/{p}") for p, c in per_policy.items()))  # fmt: skip
+    yield drawn("actor-loss", "Actor loss", "Minus the mean Q of the policy's own actions.",
+                *(_of(p, c, f"actor_loss/{p}") for p, c in per_policy.items()))  # fmt: skip
+    yield drawn("value-mean", "Mean V and A", "Over the batches; A is what an action adds to V.",
+                _of("V", GREEN, "value_mean"),
+                *(_of(f"A, {p}", c, f"advantage_mean/{p}") for p, c in per_policy.items()))  # fmt: skip
+    yield drawn("ratio", "|A| / |V|", "Of the means: how much there is to decide, against what comes anyway.",
+                *((p, c, _ratio(p)) for p, c in per_policy.items()))  # fmt: skip
+    yield drawn("updates", "Transitions and updates", "Learned from, and done, in all.",
+                _of("transitions", GREY, "transitions"), _of("updates", GREEN, "updates"))  # fmt: skip
+
+
+def _of(name: str, colour: str, key: str) -> tuple[str, str, Callable[[Row], float | None]]:
+    return name, colour, lambda point: _number(point.get(key))
+
+
+def _ratio(policy: str) -> Callable[[Row], float | None]:
+    def ratio(point: Row) -> float | None:
+        a, v = _number(point.get(f"advantage_mean/{policy}")), _number(point.get("value_mean"))
+        return abs(a / v) if a is not None and v else None
+
+    return ratio
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _thinned(rows: Sequence[Row]) -> list[Row]:
+    """At most so many points, each the mean of the rows it stands for."""
+    step = -(-len(rows) // _POINTS) or 1
+    return [_mean(rows[i : i + step]) for i in range(0, len(rows), step)]
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    values = {key: [_number(row.get(key)) for row in rows] for key in rows[0]}
+    return {
+        key: sum(known) / len(known) for key, found in values.items() if (known := [v for v in found if v is not None])
+    }
