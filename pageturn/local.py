@@ -53,7 +53,10 @@ def demo(
     from pageturn.demo import run_demo
     from pageturn.replay import excerpt
     from pageturn.run import new_run
+    from pipeline.config.reading import load_config
+    from pipeline.simulation.params import World
 
+    World.of(load_config(config_path))  # or say why this feed cannot be simulated
     run = new_run(folder, config_path, seed=seed, redis=_wants_redis(store))
     replayed = None if no_replay else data or excerpt()
     run_demo(run, stop_signal(), minutes=minutes, visits_per_s=visits_per_s, replayed=replayed, replay_config=_REPLAYED)
@@ -108,15 +111,14 @@ def up(folder: Path | None, config_path: Path, seed: int, store: str | None, det
 def down(folder: Path | None) -> None:
     """Stop a loop on this machine."""
     from pageturn.run import open_run
-    from pipeline.durable import holder
 
     run = open_run(folder)
-    pid, deadline_s = holder(run.folder), time.monotonic() + _DOWN_S
+    pid, deadline_s = run.holder, time.monotonic() + _DOWN_S
     if pid is None:
         click.echo(f"{run.folder}: is not up")
         return
     os.kill(pid, signal.SIGTERM)
-    while holder(run.folder) == pid:
+    while run.holder == pid:
         if time.monotonic() > deadline_s:
             message = f"{run.folder}: process {pid} has not ended after {_DOWN_S:.0f} s; see {run.logs}"
             raise click.ClickException(message)
@@ -145,6 +147,9 @@ def simulate(
     from pipeline.stores.opening import open_store
 
     run, stop = open_run(folder), stop_signal()
+    if run.holder is None:
+        message = f"{run.folder}: is not up; `pageturn up --run {run.folder}` starts it"
+        raise click.ClickException(message)
     config = run.config()
     with closing(open_store(run.store_url)) as store:
         load_items(config, store)

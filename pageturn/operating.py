@@ -65,9 +65,8 @@ def _say_parts(run: Run) -> bool:
     """Whether the run is up."""
     from pageturn.supervisor import read_journal
     from pageturn.table import render
-    from pipeline.durable import holder
 
-    up = holder(run.folder) is not None
+    up = run.holder is not None
     parts: dict[str, list[PartEvent]] = {}
     for event in read_journal(run.journal):
         parts.setdefault(event.part, []).append(event)

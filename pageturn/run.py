@@ -70,6 +70,11 @@ class Run:
     def agent(self) -> str:
         return f"127.0.0.1:{self.record.agent_port}"
 
+    @property
+    def holder(self) -> int | None:
+        """The process that has the loop up; None where it is down."""
+        return durable.holder(self.folder)
+
     def config(self) -> FeatureConfig:
         return load_config(self.config_path)
 

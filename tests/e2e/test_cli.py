@@ -54,6 +54,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "before").touch()
     (tmp_path / "models").mkdir()
+    (tmp_path / "down").mkdir()
+    (tmp_path / "down" / "run.json").write_text('{"name": "down", "created_ms": 1, "seed": 1, "redis": false}')
     (tmp_path / "models" / "models.config").touch()
     return tmp_path
 
@@ -103,7 +105,9 @@ MISTAKES = {
             "control": f"{STORE} {VOLUME} --server 127.0.0.1:1",
             "agent": f"{LOG} {STORE} --server 127.0.0.1:1",
             "import ebnerd @/empty": f"{LOG} {STORE}",
+            "replay": "--run @/run",
             "demo": "--run @/run",
+            "up": "--run @/run",
         }.items()
     },
     # the log
@@ -167,12 +171,22 @@ MISTAKES = {
     ),
     # a run
     "a run over another": Mistake(
-        "demo --config @/good.yaml --run @/taken", "@/taken: expected a new or an empty folder"
+        "up --config @/good.yaml --run @/taken", "@/taken: expected a new or an empty folder"
     ),
-    "a run in a file": Mistake("demo --config @/good.yaml --run @/file/run", "@/file/run: cannot be used for a run"),
+    "a run in a file": Mistake("up --config @/good.yaml --run @/file/run", "@/file/run: cannot be used for a run"),
     "a run of nothing": Mistake(
-        "demo --config @/good.yaml --data @/empty --run @/run",
+        "replay --config @/good.yaml --data @/empty --run @/run",
         r"import ended with status 1(.|\n)*Error: @/empty/behaviors\.parquet: no such file",
+    ),
+    "a demo of a feed that cannot be simulated": Mistake(
+        "demo --config @/good.yaml --run @/run", r"reward\.weights: expected click and order for the simulated feed"
+    ),
+    "users of no run": Mistake("simulate --run @/empty", r"@/empty: expected the folder of a run, with a run\.json"),
+    "users of a run that is down": Mistake("simulate --run @/down --visits 1", "@/down: is not up"),
+    "a report on no run": Mistake("report --run @/empty", r"@/empty: expected the folder of a run, with a run\.json"),
+    "a stop of no run": Mistake("down --run @/none", r"@/none: expected the folder of a run, with a run\.json"),
+    "a status of half a loop": Mistake(
+        f"status {GOOD} {STORE}", "expected --config, --store and --models together, or --run", USAGE
     ),
     # the command line itself
     "no such command": Mistake("strem", "No such command 'strem'. Did you mean 'stream'", USAGE),
@@ -285,8 +299,8 @@ def test_an_agent_ends_in_order(place: Path, number: signal.Signals) -> None:
     assert "Traceback" not in output.read_text()
 
 
-def test_a_demo_that_is_told_to_stop_leaves_no_process_behind(place: Path) -> None:
-    words = f"demo --config @/good.yaml --run @/run --data {slow_source(place)}".replace("@", str(place)).split()
+def test_a_replay_that_is_told_to_stop_leaves_no_process_behind(place: Path) -> None:
+    words = f"replay --config @/good.yaml --run @/run --data {slow_source(place)}".replace("@", str(place)).split()
     output = place / "output"
     with output.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-um", "pageturn", *words], stdout=file, stderr=file)

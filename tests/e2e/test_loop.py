@@ -1,4 +1,4 @@
-"""The demo, as a user runs it, on a generated log; and what it leaves behind, served again."""
+"""The replay of a log, as a user runs it, on a generated one; and what it leaves behind, served again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (base / "moving.yaml").write_text(text)
     generate(base / "data", sessions=300)
     arguments = [
-        "demo",
+        "replay",
         "--data",
         str(base / "data"),
         "--run",
@@ -73,7 +73,7 @@ def test_the_table_accounts_for_every_event(run: Run) -> None:
     assert numbers["sessions"] == 300
     assert numbers["pages"] > 300
     assert numbers["joined"] > numbers["pages"]
-    assert numbers["open"] == 1  # the page that the demo decided at the end
+    assert numbers["open"] == 1  # the page that the replay decided at the end
     assert numbers["lost"] == 0
     assert int(cell(run.output, "updates")) > 0
 
