@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from ruamel.yaml import YAML
 
 from pipeline import durable
+from pipeline.config.editing import with_seed
 from pipeline.config.reading import load_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
@@ -92,7 +92,7 @@ def new_run(folder: Path | None, config_path: Path, *, seed: int | None = None, 
     folder = folder or RUNS / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     _make(folder)
     seed = config.algorithm.seed if seed is None else seed
-    _copy_config(config_path, folder / _CONFIG, seed)
+    (folder / _CONFIG).write_text(with_seed(config_path.read_text(), seed))
     run = Run(folder, RunRecord(folder.name, time.time_ns() // 1_000_000, seed, redis))
     run.save()
     return run
@@ -127,14 +127,3 @@ def _make(folder: Path) -> None:
     if taken:
         message = f"{folder}: expected a new or an empty folder for the run, found one with something in it"
         raise RunError(message)
-
-
-def _copy_config(source: Path, target: Path, seed: int) -> None:
-    """With the seed of this run. Comments stay."""
-    yaml = YAML()
-    yaml.width = 120
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(source.read_text())
-    document["algorithm"]["seed"] = seed
-    with target.open("w") as file:
-        yaml.dump(document, file)

@@ -90,7 +90,10 @@ class _Visit(NamedTuple):
 
 
 class Traffic:
-    """One driver, one thread. `ended` hears of each visit, with the time of its last page. What it counted is in `outcomes` (visits that ended), `rewards` and the counts."""
+    """One driver, one thread. What it counted is in `outcomes` (visits that ended), `rewards` and the counts.
+
+    `ended` hears of each visit, with the time of its last page.
+    """
 
     def __init__(
         self, world: World, flow: Flow, decide: Decide, report: Report, clock: Clock, ended: Ended | None = None
