@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from msgspec import Struct
@@ -44,14 +45,24 @@ class Lift(Struct, frozen=True):
     relative: Estimate | None  # None: the baseline's reward may be zero or less
 
     @property
-    def conclusion(self) -> str:
+    def finding(self) -> Literal["better", "worse", "not shown", "unknown"]:
         if not np.isfinite((self.absolute.low, self.absolute.high)).all():
-            return "too few users to tell"
+            return "unknown"
         if self.absolute.low > 0:
-            return "better: the interval leaves zero out"
-        if self.absolute.high < 0:
-            return "worse: the interval leaves zero out"
-        return "not shown yet: the interval covers zero"
+            return "better"
+        return "worse" if self.absolute.high < 0 else "not shown"
+
+    @property
+    def conclusion(self) -> str:
+        return _CONCLUSIONS[self.finding]
+
+
+_CONCLUSIONS = {
+    "better": "better: the interval leaves zero out",
+    "worse": "worse: the interval leaves zero out",
+    "not shown": "not shown yet: the interval covers zero",
+    "unknown": "too few users to tell",
+}
 
 
 class Comparison(Struct, frozen=True):

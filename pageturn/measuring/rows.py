@@ -157,5 +157,13 @@ def verdict(found: Comparison | None) -> str:
     lift = next((lift for lift in found.lifts if lift.policy is None and lift.period == WHOLE), None) if found else None
     if lift is None:
         return "There is nothing to compare yet."
-    more = f", {percent(lift.relative)}" if lift.relative else ""
-    return f"Learned buckets against the baseline: {signed(lift.absolute)} {PER_SESSION}{more}; {lift.conclusion}."
+    more = f", which is {percent(lift.relative)}" if lift.relative else ""
+    return f"{_HEADS[lift.finding]}: {signed(lift.absolute)} {PER_SESSION}{more}; 95 % intervals."
+
+
+_HEADS = {
+    "better": "The learned buckets are ahead of the baseline",
+    "worse": "The learned buckets are behind the baseline",
+    "not shown": "No difference between learned buckets and baseline is shown yet, for the interval covers zero",
+    "unknown": "There are too few users to tell the learned buckets from the baseline",
+}

@@ -15,7 +15,9 @@ GREY, BLUE, ORANGE, GREEN, PURPLE, RED, PINK, BROWN = (
     "#8b929c", "#3f83f8", "#f0820f", "#12a37f", "#9b6cf2", "#e5484d", "#e25ca0", "#a9764a",
 )  # fmt: skip
 LEARNED = (BLUE, ORANGE, GREEN, PURPLE, PINK, BROWN)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 28, 40
+_LEFT, _RIGHT = 56, 12
+_BOTTOM, _BOTTOM_WITH_TITLE = 24, 40
+_TOP, _TOP_WITH_LEGEND = 10, 30
 
 
 class Table(Struct, frozen=True):
@@ -57,10 +59,18 @@ class Clock(Struct, frozen=True):
 
 def figure(traces: Iterable[Any], *, height: int = 300, left: int = _LEFT, **layout: Any) -> dict[str, Any]:
     """Checked by Plotly; without a template, for that is the page's."""
-    margin = {"l": left, "r": _RIGHT, "t": _TOP, "b": _BOTTOM}
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+    drawn = list(traces)
+    named = layout.setdefault("showlegend", len(drawn) > 1)
+    titled = "title" in layout.get("xaxis", {})
+    margin = {
+        "l": left,
+        "r": _RIGHT,
+        "t": _TOP_WITH_LEGEND if named else _TOP,
+        "b": _BOTTOM_WITH_TITLE if titled else _BOTTOM,
+    }
+    legend = {"traceorder": "normal", "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
     whole = {"height": height, "margin": margin, "legend": legend, "hovermode": "closest"} | layout
-    made = go.Figure(list(traces), whole).to_plotly_json()
+    made = go.Figure(drawn, whole).to_plotly_json()
     made["layout"].pop("template", None)
     return {"data": made["data"], "layout": made["layout"]}
 
@@ -70,7 +80,8 @@ def faint(colour: str, opacity: float = 0.18) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def lines(x: Sequence[float], y: Sequence[float | None], name: str, colour: str, **more: Any) -> go.Scatter:
+def lines(x: Sequence[float], y: Sequence[float | None], name: str, colour: str | None, **more: Any) -> go.Scatter:
+    """Without a colour: that of the text."""
     return go.Scatter(x=x, y=y, name=name, mode="lines", line={"color": colour, "width": 2}, **more)
 
 

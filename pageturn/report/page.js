@@ -15,7 +15,7 @@
     };
     const font = { color: colour("text"), family: style.getPropertyValue("--font"), size: 12 };
     return { layout: {
-      font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
+      font, colorway: [colour("text")], paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
       hoverlabel: { bgcolor: colour("card"), bordercolor: colour("strong-line"), font },
       legend: { font: { color: colour("soft") } },
     } };

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from model_export.checks import Check, Verdict
 from pageturn.measures import Measures
 from pageturn.measuring.buckets import WHOLE
-from pageturn.measuring.rows import counted, percent, rows, signed, verdict
+from pageturn.measuring.rows import counted, percent, signed, verdict
+from pageturn.measuring.versions import PolicyVersions
 from pageturn.report.chart import Chart, Clock, Table, text
 from pageturn.report.policies import action_charts, learning_charts
 from pageturn.report.rewards import bucket_table, colours, lift_table, reward_charts, user_charts
@@ -49,6 +50,7 @@ class Page(NamedTuple):
     facts: tuple[tuple[str, str], ...]
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
+    versions: Table
     verdicts: tuple[Judged, ...]  # the newest first
     verdicts_in_all: int
 
@@ -63,6 +65,7 @@ def page(measures: Measures) -> Page:
         facts=_facts(measures),
         tiles=tuple(_tiles(measures)),
         sections=tuple(sections),
+        versions=version_table(measures.versions),
         verdicts=tuple(_judged(each, clock) for each in newest),
         verdicts_in_all=len(measures.verdicts),
     )
@@ -115,9 +118,9 @@ def _lift_tile(measures: Measures) -> Iterator[Tile]:
         if lift.policy is None:
             tone = "good" if lift.absolute.low > 0 else "bad" if lift.absolute.high < 0 else ""
             value = f"{lift.relative.mean:+.1%}" if lift.relative else f"{lift.absolute.mean:+.2f}"
-            between = percent(lift.relative) if lift.relative else signed(lift.absolute)
+            between = (percent(lift.relative) if lift.relative else signed(lift.absolute)).partition("[")[2]
             label = "lift" if lift.period == WHOLE else f"lift, {lift.period}"
-            yield Tile(label, value, f"95 %: {between.partition('[')[2].rstrip(']')}", tone)
+            yield Tile(label, value, f"95 %: {between.rstrip(']').replace(',', ' to')}", tone)
 
 
 # Sections --------------------------------------------------------------------------------------------------------
@@ -153,7 +156,6 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
         (("Seconds until served", freshness_table(measures.freshness)),) if measures.freshness else (),
     )  # fmt: skip
     yield Section("events", "Volumes and balance of events", "", (), tuple(_event_tables(measures)))
-    yield Section("all", "The table of the run", "As the terminal shows it.", (), (("", _as_printed(measures)),))
 
 
 def _asked_tables(measures: Measures) -> Iterator[tuple[str, Table]]:
@@ -182,15 +184,26 @@ def _event_tables(measures: Measures) -> Iterator[tuple[str, Table]]:
         yield "Nothing is lost, by the ids", Table(("ids", ""), tuple(rows))
 
 
-def _as_printed(measures: Measures) -> Table:
-    printed = rows(measures)
-    width = max(map(len, printed), default=1)
-    filled = (tuple(map(str, row)) + ("",) * (width - len(row)) for row in printed if row)
-    return Table(("",) * width, tuple(filled))
-
-
 def _grouped(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def version_table(found: Iterable[PolicyVersions]) -> Table:
+    head = ("policy", "accepted", "of them on insufficient evidence", "refused", "kept", "superseded")
+    return Table(
+        head,
+        tuple(
+            (
+                each.policy,
+                each.accepted,
+                counted(each.on_insufficient_evidence, {k.replace("_", " "): n for k, n in each.evidence.items()}),
+                counted(sum(each.refused.values()), each.refused),
+                counted(sum(each.kept.values()), each.kept),
+                each.superseded,
+            )
+            for each in found
+        ),
+    )
 
 
 # Verdicts --------------------------------------------------------------------------------------------------------
@@ -200,7 +213,7 @@ def _judged(found: Verdict, clock: Clock) -> Judged:
     checks = Table(("check", "found", "expected", "n", ""), tuple(_checks(found.checks))) if found.checks else None
     return Judged(
         verdict=found,
-        when=f"{clock.since(found.time_ms):.1f}",
+        when=f"{clock.since(found.time_ms):.2f}",
         version=str(found.version or "–"),
         evidence=(found.evidence or "–").replace("_", " "),
         checks=checks,

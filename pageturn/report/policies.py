@@ -21,17 +21,15 @@ _POINTS = 300
 
 def action_charts(found: Sequence[ActionOverTime], colours: Colours, clock: Clock) -> Iterator[Chart]:
     for each in found:
-        name = f"{each.policy}, {each.dimension}"
         table = _medians(each, clock)
         colour = colours.get(each.policy, GREY)
-        for kind, spread in (("meant", each.mean), ("executed", each.executed)):
-            note = "without the exploration noise" if kind == "meant" else "with the exploration noise"
+        for kind, spread, noise in (("mean", each.mean, "without"), ("executed", each.executed, "with")):
             yield Chart(
                 f"action-{kind}-{each.policy}-{each.dimension}",
-                f"{name}: {kind}",
-                f"Share of pages by action, {note}; line: median, dashed: baseline.",
+                f"{each.policy}: {kind} action {each.dimension}",
+                f"Share of pages, {noise} the exploration noise. Line: median; dashed: baseline.",
                 _heat_map(each, spread, colour, clock),
-                table if kind == "meant" else None,
+                table if kind == "mean" else None,
             )
 
 
@@ -45,7 +43,7 @@ def _heat_map(found: ActionOverTime, spread: Spread, colour: str, clock: Clock) 
         colorscale=[[0, faint(colour, 0)], [0.02, faint(colour, 0.12)], [0.25, faint(colour, 0.55)], [1, colour]],
         hovertemplate="%{x}: %{z:.1%} at %{y:.2f}<extra></extra>",
     )  # fmt: skip
-    median = lines(x, [short(m) for m in spread.median], "median", GREY, hovertemplate="median %{y:.3f}<extra></extra>")
+    median = lines(x, [short(m) for m in spread.median], "median", None, hovertemplate="median %{y:.3f}<extra></extra>")
     ends = [clock.since(found.bins.start_ms), clock.since(found.bins.start_ms + found.bins.count * found.bins.width_ms)]
     base = go.Scatter(
         x=ends, y=[found.baseline] * 2, mode="lines", line={"dash": "dash", "width": 1, "color": GREY},
@@ -57,7 +55,7 @@ def _heat_map(found: ActionOverTime, spread: Spread, colour: str, clock: Clock) 
 
 def _medians(found: ActionOverTime, clock: Clock) -> Table:
     rows = list(zip(clock.middles(found.bins), found.mean.median, found.executed.median, strict=True))
-    head = (clock.unit, "median meant", "median executed")
+    head = (clock.unit, "median mean action", "median executed action")
     return Table(head, every([(f"{x:.1f}", text(mean), text(executed)) for x, mean, executed in rows]))
 
 

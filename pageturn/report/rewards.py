@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from pageturn.measuring.buckets import SECOND_HALF, WHOLE, BucketFigures, Comparison, Lift
 from pageturn.measuring.rows import FIGURES, PER_SESSION, REWARD, Figure, estimate_of, percent, shown, signed, who
-from pageturn.report.chart import GREY, LEARNED, Chart, Clock, Table, every, faint, figure, lines, short, text
+from pageturn.report.chart import GREEN, GREY, LEARNED, Chart, Clock, Table, every, faint, figure, lines, short, text
 from pipeline.simulation.outcomes import Estimate
 
 Colours = Mapping[str, str]  # by bucket, and by policy
@@ -51,7 +51,12 @@ def _dots(found: Comparison, of: Figure, colours: Colours, *, whole: bool) -> go
         y=[short(each.mean) for each in estimates],
         error_y=_bars(estimates),
         mode="markers",
-        marker={"color": colour, "size": 10, "symbol": "circle" if whole else "circle-open", "line": {"width": 2}},
+        marker={
+            "color": colour,
+            "size": 10,
+            "symbol": "circle" if whole else "circle-open",
+            "line": {"width": 0 if whole else 2, "color": colour},
+        },
         text=[f"{b.bucket}: {shown(s, of)}" for b, s in zip(found.buckets, summaries, strict=True)],
         hovertemplate="%{text}<extra></extra>",
         name=WHOLE if whole else SECOND_HALF,
@@ -80,7 +85,7 @@ def _lifts(found: Comparison, colours: Colours) -> Chart:
         y=[_name(lift) for lift in shown_first],
         error_x=_bars([lift.absolute for lift in shown_first]),
         mode="markers",
-        marker={"size": 10, "color": [colours.get(lift.policy or "", GREY) for lift in shown_first]},
+        marker={"size": 10, "color": [colours.get(lift.policy or "", GREEN) for lift in shown_first]},
         text=[f"{signed(lift.absolute)}: {lift.conclusion}" for lift in shown_first],
         hovertemplate="%{y}: %{text}<extra></extra>",
     )

@@ -36,7 +36,7 @@ _WIDE = 92  # the left margin of charts that are to be compared along the time
 
 
 def serving_charts(found: Deciders | None, parts: Sequence[Life], clock: Clock, ended_ms: int) -> Iterator[Chart]:
-    axis = clock.axis | {"range": [0, clock.since(ended_ms)]}
+    axis = clock.axis | {"range": [0, 1.01 * clock.since(ended_ms)]}
     if found is not None:
         yield _deciders(found, parts, clock, axis)
     if parts:

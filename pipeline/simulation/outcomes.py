@@ -96,11 +96,17 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 
 def relative(a: Estimate, b: Estimate) -> Estimate | None:
-    """a / b - 1, of means that are independent of each other, by the delta method; None where b may be zero or less."""
+    """a / b - 1, of means that are independent of each other; None where b may be zero or less.
+
+    Fieller's interval, the ratios r for which that of a - r b covers zero: so it says no other thing about "no
+    difference" than `difference` does.
+    """
     if not b.low > 0:
         return None
-    r = a.mean / b.mean
-    return _around(r - 1, np.hypot(a.half, r * b.half) / b.mean)
+    square = b.mean**2 - b.half**2
+    middle = a.mean * b.mean / square
+    half = float(np.sqrt(a.half**2 * square + a.mean**2 * b.half**2)) / square
+    return Estimate(a.mean / b.mean - 1, middle - half - 1, middle + half - 1)
 
 
 def _around(mean: float, half: float) -> Estimate:

@@ -54,7 +54,17 @@ def test_differences_and_ratios_of_independent_means():
     assert (apart.mean, apart.half) == (2.0, pytest.approx(0.5))
     more = relative(a, b)
     assert more is not None
-    assert (more.mean, more.half) == (0.5, pytest.approx(np.hypot(0.3, 1.5 * 0.4) / 4.0))
+    assert more.mean == 0.5
+    for r in (1 + more.low, 1 + more.high):  # Fieller: where a - r b is just as far from zero as its interval reaches
+        assert abs(a.mean - r * b.mean) == pytest.approx(np.hypot(a.half, r * b.half))
+
+
+@pytest.mark.parametrize("mean", np.linspace(3.0, 5.0, 41))
+def test_both_ways_of_looking_agree_on_whether_there_is_a_difference(mean: float):
+    a, b = Estimate(mean, mean - 0.3, mean + 0.3), Estimate(4.0, 3.6, 4.4)
+    apart, more = difference(a, b), relative(a, b)
+    assert more is not None
+    assert (apart.low > 0, apart.high < 0) == (more.low > 0, more.high < 0)
 
 
 @pytest.mark.parametrize("base", [Estimate(0.1, -0.1, 0.3), Estimate(-2.0, -3.0, -1.0), estimate([])])
