@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,16 @@ from typing import Any
 
 _PATIENCE_S = 60.0
 _LOUD = {"error", "warning", "assert"}
+
+# Chromium reads from descriptor 3 and writes to 4, whichever the pipes' own are here.
+_LAUNCH = """
+import os, sys
+from fcntl import F_DUPFD, fcntl
+pipes = [fcntl(int(number), F_DUPFD, 10) for number in sys.argv[1:3]]
+for place, pipe in enumerate(pipes, start=3):
+    os.dup2(pipe, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -92,7 +103,7 @@ def running(binary: str, profile: Path) -> Iterator[Browser]:
     come, their_out = os.pipe()
     arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     arguments += ["--hide-scrollbars", f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-    command = ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{their_in} 4>&{their_out}', binary, *arguments]
+    command = [sys.executable, "-c", _LAUNCH, str(their_in), str(their_out), binary, *arguments]
     process = subprocess.Popen(
         command, pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

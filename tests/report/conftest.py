@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -153,3 +157,62 @@ class MadeRun:
 @pytest.fixture
 def made(tmp_path: Path) -> MadeRun:
     return MadeRun(tmp_path / "made")
+
+
+@pytest.fixture
+def lively(made: MadeRun) -> MadeRun:
+    """Something of everything; the agent was killed once."""
+    for bucket, reward in (("control", 1.0), ("rl_a", 2.0), ("rl_b", 1.5)):
+        made.visits(bucket, *(reward + n % 3 for n in range(30)), every_s=4)
+    who = [("policy", "rl_a", None), ("baseline", "control", None), ("fallback", "rl_b", "unavailable"), (None,) * 3]
+    for number in range(60):
+        by, bucket, reason = who[number % 4]
+        made.asked(
+            AskedPage(START_MS + 2000 * number, f"p{number}", 4.0 + number % 5, bucket, by, reason,
+                      trouble=None if by else "UNAVAILABLE")
+        )  # fmt: skip
+    shown = [made.impression(f"p{n}", 2 * n, 0.8 + n % 5 / 10) for n in range(0, 60, 4)]
+    pages = [
+        made.page(each, made.feedback(each.request_id, f"c-{each.request_id}", 2 * n)) for n, each in enumerate(shown)
+    ]
+    made.closed(*pages)
+    made.acknowledged(*(feedback for page in pages for feedback in page.feedback))
+    made.verdict(1, "accepted", tier="bootstrap", version=1)
+    made.verdict(30, "accepted", version=2, last_transition="p12@1")
+    made.verdict(50, "refused", reason="step_change", detail="step_change: expected <= 0.2, found 0.3")
+    made.verdict(90, "accepted", version=3, last_transition="p40@1")
+    for number in range(1, 20):
+        made.learned(
+            {"time_ms": START_MS + 5000 * number, "transitions": 64 * number, "updates": 16 * number,
+             "refused": {}, "value_loss": 1 / number, "value_mean": 2.0, "advantage_loss/rl_a": 0.5,
+             "actor_loss/rl_a": -0.1, "advantage_mean/rl_a": 0.25}
+        )  # fmt: skip
+    made.parts(
+        PartEvent(START_MS, "agent", "started", 11),
+        PartEvent(START_MS + 30_000, "agent", "ended", 11, -9),
+        PartEvent(START_MS + 31_000, "agent", "started", 12),
+        PartEvent(START_MS, "stream", "started", 13),
+    )
+    return made
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[Any]:
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if binary is None:
+        _conftest().missing("chromium", "no chromium is on the PATH")
+    with _load(Path(__file__).with_name("browser.py")).running(str(binary), tmp_path / "profile") as browser:
+        yield browser
+
+
+def _conftest() -> ModuleType:
+    return _load(ROOT / "tests" / "conftest.py")
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
