@@ -110,11 +110,8 @@ def running(binary: str, profile: Path) -> Iterator[Browser]:
     os.close(their_in)
     os.close(their_out)
     try:
-        browser = Browser(to, come)
-        yield browser
-        del browser._session
-        browser.call("Browser.close")
-    finally:
+        yield Browser(to, come)
+    finally:  # it ends when nobody is at the other end of its pipes
         os.close(to)
         os.close(come)
         try:
