@@ -380,6 +380,7 @@ def test_a_report_without_a_deadline_does_not_wait_for_ever(world: World):
     running = serve(world.agent, 0, settings=ServiceSettings(report_timeout_s=0.05))
     with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         to_be_sent_again(lambda: AgentStub(channel).Report(report(click(1))))
+    assert world.agent._writer.alive  # which it would not be, had the call waited for the log
     running.stop()
 
 

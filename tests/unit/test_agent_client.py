@@ -261,7 +261,7 @@ def test_closing_gives_up_in_time_and_says_how_many_are_left(agent: FakeAgent, r
     for number in range(5):
         reporter(click(number))
     assert agent.entered.wait(LONG_S)
-    assert reporter.close(0.2) == 5
+    assert reporter.close(1.0) == 5
     calls = len(agent.calls)
     assert 1 <= calls < 10  # it did not hammer the agent meanwhile
     reporter(click(5))
