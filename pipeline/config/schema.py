@@ -205,6 +205,8 @@ class Ddpg(_Value, frozen=True, tag_field="kind", tag="ddpg"):
     gamma: Annotated[float, Meta(ge=0, lt=1)]
     tower: Annotated[tuple[Count, ...], Meta(min_length=1)] = (128, 64)
     head: tuple[Count, ...] = (32,)
+    # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
+    advantage: Literal["quadratic", "network"] = "quadratic"
     tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
     target: Literal["none"] = "none"
     learning_rate: Positive = 1e-3

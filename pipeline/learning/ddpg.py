@@ -16,7 +16,7 @@ import tensorflow as tf
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.inputs import model_inputs
 from pipeline.learning.losses import baseline_value, invert_gradient, masked_mean, policy_ascent, residual_advantage
-from pipeline.learning.networks import AdvantageHeads, Inputs, Mlp, Tower, drawing
+from pipeline.learning.networks import Inputs, Mlp, NetworkAdvantages, QuadraticAdvantages, Tower, drawing
 from pipeline.learning.optimiser import Adam
 
 
@@ -85,7 +85,8 @@ class Ddpg(tf.Module):
         self.tower_trained_by = frozenset(algorithm.tower_trained_by)
         self.tower = Tower(config, draw)
         self.value_head = Mlp(draw, "value", self.tower.width, algorithm.head, 1)
-        self.advantage_heads = AdvantageHeads(draw, self.tower.width, self.space.size, algorithm.head, policies)
+        advantages = QuadraticAdvantages if algorithm.advantage == "quadratic" else NetworkAdvantages
+        self.advantage_heads = advantages(draw, self.tower.width, self.space.size, algorithm.head, policies)
         self.actor_heads = Mlp(draw, "actor", self.tower.width, algorithm.head, self.space.size, stack=policies)
         self.critic_variables = tuple(
             v for part in (self.tower, self.value_head, self.advantage_heads) for v in part.trainable_variables

@@ -68,7 +68,28 @@ class Mlp(tf.Module):
         return self.last(x)
 
 
-class AdvantageHeads(tf.Module):
+class QuadraticAdvantages(tf.Module):
+    """A_k(s, a) = level(s) + sum over dimensions of slope(s) u + curvature(s) u^2 / 2, for all k.
+
+    What fits the level leaves the slope alone. In a network of (state, action) whose action weights are random, the
+    first thing that is learned, the level, tilts A along the action, and the actor follows to a bound.
+    """
+
+    def __init__(self, draw: Draw, width: int, dimensions: int, hidden: tuple[int, ...], policies: int):
+        super().__init__()
+        self.sizes = (1, dimensions, dimensions)
+        self.terms = Mlp(draw, "advantage", width, hidden, sum(self.sizes), stack=policies)
+
+    def of_state(self, hidden: tf.Tensor) -> tf.Tensor:
+        return self.terms(hidden)  # [B, H] -> [K, B, 1 + 2 N]
+
+    def __call__(self, state_part: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
+        """units: the action in baseline-centred units, [B, N] or [K, B, N]. Returns [K, B]."""
+        level, slope, curvature = tf.split(state_part, self.sizes, axis=-1)
+        return tf.squeeze(level, -1) + tf.reduce_sum(units * (slope + 0.5 * curvature * units), axis=-1)
+
+
+class NetworkAdvantages(tf.Module):
     """A_k(s, a) for all k. The state's share of the first layer is computed once for several actions of a state."""
 
     def __init__(self, draw: Draw, width: int, dimensions: int, hidden: tuple[int, ...], policies: int):

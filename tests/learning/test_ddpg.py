@@ -33,10 +33,15 @@ def trained(learner: Ddpg, batch: Batch, loss: str) -> set[str]:
     return {name for name, sizes in found.items() if sizes[0] is not None}
 
 
+@pytest.fixture(params=["quadratic", "network"])
+def advantage(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
-def warm(make_config, make_batch) -> tuple[Ddpg, Batch]:
+def warm(make_config, make_batch, advantage: str) -> tuple[Ddpg, Batch]:
     """A learner after some updates, so that no gradient is zero only because a head still is."""
-    learner = Ddpg(make_config(tower_trained_by=("value", "advantage"), learning_rate=0.01))
+    learner = Ddpg(make_config(tower_trained_by=("value", "advantage"), learning_rate=0.01, advantage=advantage))
     batch = make_batch(
         64,
         action=np.random.default_rng(1).uniform(0, 2, (64, 1)).astype("f4"),
@@ -173,9 +178,10 @@ def test_gamma_applied_twice_would_be_noticed(make_config, make_batch) -> None:
     assert wrong != pytest.approx(5.0, rel=0.02)
 
 
-def bandit(make_config, make_batch, optimum: float) -> Ddpg:
+def bandit(make_config, make_batch, optimum: float, advantage: str) -> Ddpg:
     """One-page sessions, reward -(a - optimum)^2; a third of the pages are the baseline's, the others explore."""
-    learner = Ddpg(make_config(head=(32,), learning_rate=0.005, actor_learning_rate=0.005))
+    rates = {"learning_rate": 0.005, "actor_learning_rate": 0.005}
+    learner = Ddpg(make_config(head=(32,), advantage=advantage, **rates))
     rng = np.random.default_rng(0)
     for i in range(800):
         by_baseline = (np.arange(48) % 3 == 0).astype("f4")
@@ -195,8 +201,8 @@ def advantages(learner: Ddpg, state: dict[str, np.ndarray], grid: np.ndarray) ->
     return np.stack([np.mean(c, axis=1) for c in columns], axis=1)
 
 
-def test_the_actor_finds_an_optimum_away_from_the_baseline(make_config, make_batch) -> None:
-    learner = bandit(make_config, make_batch, optimum=1.3)
+def test_the_actor_finds_an_optimum_away_from_the_baseline(make_config, make_batch, advantage: str) -> None:
+    learner = bandit(make_config, make_batch, optimum=1.3, advantage=advantage)
     found = learner.evaluate(make_batch(200, seed=99).state)
     np.testing.assert_allclose(np.mean(found.action, axis=1), 1.3, atol=0.06)
     np.testing.assert_allclose(found.action, 1.3, atol=0.2)
@@ -217,8 +223,21 @@ def test_an_actor_that_left_its_range_is_called_back(warm) -> None:
     assert (gradient > 0).numpy().all()  # descending it lowers mu
 
 
-def test_where_the_baseline_is_best_a_says_so(make_config, make_batch) -> None:
-    learner = bandit(make_config, make_batch, optimum=1.0)
+def test_a_level_of_a_does_not_tilt_a_parabola(make_config, make_batch) -> None:
+    """Reward 1 whatever is done, before V knows of it: that is no reason to move."""
+    learner = Ddpg(make_config(tower_trained_by=(), learning_rate=0.01))
+    action = np.where(np.arange(64) % 2, 0.5, 1.5).astype("f4")[:, None]
+    state = {"dense": np.ones((64, 1), "f4")}
+    batch = make_batch(64, state=state, action=action, reward=np.ones(64, "f4"), by_baseline=np.zeros(64, "f4"))
+    for _ in range(50):
+        learner.step(batch, ~ALL)
+    level, slope, _ = np.moveaxis(learner.advantage_heads.of_state(learner.tower(state)).numpy(), -1, 0)
+    assert (level > 0.1).all()
+    np.testing.assert_allclose(slope, 0.0, atol=0.01)
+
+
+def test_where_the_baseline_is_best_a_says_so(make_config, make_batch, advantage: str) -> None:
+    learner = bandit(make_config, make_batch, optimum=1.0, advantage=advantage)
     state = make_batch(200, seed=99).state
     grid = np.linspace(0, 2, 41).astype("f4")
     best = grid[advantages(learner, state, grid).argmax(axis=1)]
@@ -252,8 +271,8 @@ def test_a_config_of_baselines_only_still_learns_v(make_config, make_batch) -> N
 
 
 @pytest.mark.parametrize("head", [(), (8,), (8, 8)])
-def test_heads_of_any_depth(make_config, make_batch, head: tuple[int, ...]) -> None:
-    learner = Ddpg(make_config(head=head))
+def test_heads_of_any_depth(make_config, make_batch, advantage: str, head: tuple[int, ...]) -> None:
+    learner = Ddpg(make_config(head=head, advantage=advantage))
     for _ in range(3):
         losses = learner.step(make_batch(reward=np.ones(16, "f4")), ALL)
     assert all(np.isfinite(x).all() for x in losses.values())

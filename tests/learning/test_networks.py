@@ -20,7 +20,7 @@ from pipeline.config.schema import (
     Sequence,
 )
 from pipeline.features.inputs import model_inputs
-from pipeline.learning.networks import Linear, SequenceEncoder, Tower, drawing
+from pipeline.learning.networks import Linear, QuadraticAdvantages, SequenceEncoder, Tower, drawing
 
 ALL_KINDS = {
     "features": (
@@ -75,3 +75,11 @@ def test_stacked_layers_are_separate_layers() -> None:
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("f4")
     separate = [x @ stacked.kernel[k].numpy() + stacked.bias[k].numpy() for k in range(4)]
     np.testing.assert_allclose(stacked(x), separate, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parabola_per_dimension() -> None:
+    """level 1, slopes (2, 3), curvatures (4, 6) at u = (0.5, -1): 1 + (1 - 3) + (0.5 + 3)."""
+    heads = QuadraticAdvantages(drawing(1), width=3, dimensions=2, hidden=(), policies=2)
+    heads.terms.last.bias.assign([[[1.0, 2.0, 3.0, 4.0, 6.0]], [[1.0, 0.0, 0.0, 0.0, 0.0]]])
+    part = heads.of_state(np.zeros((1, 3), "f4"))
+    np.testing.assert_allclose(heads(part, np.array([[0.5, -1.0]], "f4")), [[2.5], [1.0]])
