@@ -32,7 +32,7 @@ _UP = "up"  # how the line begins that `up` writes when it is
 @click.option("--config", "config_path", type=FILE, default=_SIMULATED, help="Feature config of the simulated feed.")
 @click.option("--minutes", default=3.0, type=click.FloatRange(0.1), help="How long users come.")
 @click.option("--seed", default=1, type=click.IntRange(0), help="Of the learner and of the users.")
-@click.option("--visits-per-s", default=20.0, type=click.FloatRange(0.1), help="How many users come.")
+@click.option("--visits-per-s", default=30.0, type=click.FloatRange(0.1), help="How many users come.")
 @_STORE
 @_DATA
 @click.option("--no-replay", is_flag=True, help="Leave out the replay of the EB-NeRD log.")
@@ -130,7 +130,7 @@ def down(folder: Path | None) -> None:
 @_RUN
 @click.option("--visits", type=click.IntRange(1), help="How many users come [default: without end].")
 @click.option("--minutes", type=click.FloatRange(0), help="How long they come [default: without end].")
-@click.option("--visits-per-s", default=20.0, type=click.FloatRange(0.1))
+@click.option("--visits-per-s", default=30.0, type=click.FloatRange(0.1))
 @click.option("--users", default=3000, type=click.IntRange(1), help="Who take turns.")
 @click.option("--seed", type=click.IntRange(0), help="Of the users [default: the seed of the run].")
 def simulate(
