@@ -19,15 +19,16 @@ from model_export.verdicts import read_verdicts
 from pageturn.measuring.accounting import Accounting, account, ids
 from pageturn.measuring.actions import ActionOverTime, actions_over_time
 from pageturn.measuring.asked import Asked, asked
-from pageturn.measuring.buckets import Comparison, compare
+from pageturn.measuring.buckets import Comparison, Lift, compare
 from pageturn.measuring.freshness import Freshness, freshness
 from pageturn.measuring.learning import learning_rows
 from pageturn.measuring.parts import Life, lives
 from pageturn.measuring.rows import rows
 from pageturn.measuring.topics import Ids, Topics, read_topics
+from pageturn.measuring.twins import against_twins
 from pageturn.measuring.versions import PolicyVersions, versions
 from pageturn.run import Run, RunRecord
-from pageturn.simulating import AskedPage, read_acknowledged, read_pages, read_visits
+from pageturn.simulating import AskedPage, Visit, read_acknowledged, read_pages, read_visits
 from pageturn.supervisor import read_journal
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.opening import open_log
@@ -44,6 +45,7 @@ class Measures(Struct, frozen=True):
     began_ms: int  # of what is told here; the run's creation where nothing is
     ended_ms: int
     comparison: Comparison | None  # of buckets
+    twins: tuple[Lift, ...]  # against the same visits under the baseline; only of the simulated feed
     versions: tuple[PolicyVersions, ...]
     verdicts: tuple[Verdict, ...]
     freshness: tuple[Freshness, ...]
@@ -76,6 +78,7 @@ def measure(run: Run) -> Measures:
         began_ms=min(times, default=run.record.created_ms),
         ended_ms=max(times, default=run.record.created_ms),
         comparison=compare(config, visits),
+        twins=_twins(config, visits),
         versions=versions(policies, verdicts),
         verdicts=verdicts,
         freshness=freshness(policies, verdicts, topics.transitions(), topics.pages),
@@ -98,6 +101,13 @@ def _noting(answered: Ids, pages: Iterator[AskedPage]) -> Iterator[AskedPage]:
 def _topics(config: FeatureConfig, run: Run) -> Topics:
     with closing(open_log(run.log_url)) as log:
         return read_topics(config, log, run.stream)
+
+
+def _twins(config: FeatureConfig, visits: list[Visit]) -> tuple[Lift, ...]:
+    try:
+        return against_twins(config, visits)
+    except SimulationError:
+        return ()
 
 
 def _simulator(config: FeatureConfig) -> str | None:

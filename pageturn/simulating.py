@@ -40,6 +40,7 @@ _T = TypeVar("_T")
 
 class Visit(Struct, frozen=True):
     time_ms: int  # of its last page
+    seed: int  # of the users: with their number and that of the visit it brings the same visit again
     outcome: Outcome
 
 
@@ -72,8 +73,8 @@ class TrafficLog:
         for file in self._files.values():
             file.close()
 
-    def visit(self, outcome: Outcome, time_ms: int) -> None:
-        self._write(VISITS, [Visit(time_ms, outcome)])
+    def visit(self, visit: Visit) -> None:
+        self._write(VISITS, [visit])
 
     def page(self, page: AskedPage) -> None:
         self._write(PAGES, [page])
@@ -124,8 +125,9 @@ def simulate(
             _LOG.warning("no agent at %s yet; users see the feed's own order", target)
         reporter = Reporter(client, log.acknowledged)
         traffic = Traffic(
-            World.of(config), flow, lambda page: _decide(client, log, page), reporter, WallClock(stop), log.visit
-        )
+            World.of(config), flow, lambda page: _decide(client, log, page), reporter, WallClock(stop),
+            lambda outcome, time_ms: log.visit(Visit(time_ms, flow.seed, outcome)),
+        )  # fmt: skip
         traffic.run(visits, stop)
         if left := reporter.close(_REPORTS_S):
             _LOG.warning("%d events were not acknowledged", left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pageturn.measuring.accounting import Accounting
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row = tuple[object, ...]
 PER_SESSION = "reward per session"
+TWINS = "reward against the same visits under the baseline (a simulator can tell)"
 
 
 class Figure(NamedTuple):
@@ -47,6 +48,8 @@ def rows(measures: Measures) -> list[Row]:
         [row for policy in measures.versions for row in _versions(policy)],
         [row for policy in measures.freshness for row in _freshness(policy)],
         _buckets(measures.comparison) if measures.comparison else (),
+        _lifts("reward against the baseline", measures.comparison.lifts) if measures.comparison else (),
+        _lifts(TWINS, measures.twins),
     )
     found: list[Row] = []
     for part in map(list, parts):
@@ -97,10 +100,12 @@ def _buckets(found: Comparison) -> Iterator[Row]:
     for figure in FIGURES:
         yield (figure.title, *(shown(bucket.whole, figure) for bucket in found.buckets))
     yield (f"reward, {SECOND_HALF}", *(shown(bucket.second_half, REWARD) for bucket in found.buckets))
-    if found.lifts:
-        yield ()
-        yield ("reward against the baseline",)
-    for lift in found.lifts:
+
+
+def _lifts(title: str, lifts: Sequence[Lift]) -> Iterator[Row]:
+    if lifts:
+        yield (title,)
+    for lift in lifts:
         more = percent(lift.relative) if lift.relative else ""
         yield f"  {who(lift)}, {lift.period}", signed(lift.absolute), more, lift.conclusion
 

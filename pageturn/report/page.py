@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from model_export.checks import Check, Verdict
 from pageturn.measures import Measures
-from pageturn.measuring.buckets import WHOLE
-from pageturn.measuring.rows import counted, percent, signed, verdict
+from pageturn.measuring.buckets import WHOLE, Comparison
+from pageturn.measuring.rows import TWINS, counted, percent, signed, verdict
 from pageturn.measuring.versions import PolicyVersions
 from pageturn.report.chart import Chart, Clock, Table, text
 from pageturn.report.policies import action_charts, learning_charts
@@ -133,7 +133,7 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
         yield Section(
             "reward", "Reward", "Intervals take a user as one draw: the visits of one are not independent.",
             tuple(reward_charts(found, by_name, clock)),
-            (("Buckets", bucket_table(found)), ("Against the baseline", lift_table(found))),
+            tuple(_reward_tables(measures, found)),
         )  # fmt: skip
         yield Section(
             "users", "What users got", "A policy that only prolongs sessions shows here.",
@@ -156,6 +156,13 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
         (("Seconds until served", freshness_table(measures.freshness)),) if measures.freshness else (),
     )  # fmt: skip
     yield Section("events", "Volumes and balance of events", "", (), tuple(_event_tables(measures)))
+
+
+def _reward_tables(measures: Measures, found: Comparison) -> Iterator[tuple[str, Table]]:
+    yield "Buckets", bucket_table(found)
+    yield "Against the baseline", lift_table(found.lifts)
+    if measures.twins:
+        yield TWINS.capitalize(), lift_table(measures.twins)
 
 
 def _asked_tables(measures: Measures) -> Iterator[tuple[str, Table]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -147,12 +147,12 @@ def bucket_table(found: Comparison) -> Table:
     return Table(head, tuple(rows))
 
 
-def lift_table(found: Comparison) -> Table:
+def lift_table(lifts: Sequence[Lift]) -> Table:
     head = ("against the baseline", "difference", "relative", "")
     return Table(
         head,
         tuple(
             (_name(lift), signed(lift.absolute), percent(lift.relative) if lift.relative else "–", lift.conclusion)
-            for lift in found.lifts
+            for lift in lifts
         ),
     )

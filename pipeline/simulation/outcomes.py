@@ -21,6 +21,7 @@ class Outcome(Struct, frozen=True):
     orders: int = 0
     dwell_s: float = 0.0
     reward: float = 0.0
+    visit: int = 0  # how many this user had before
 
 
 class Estimate(Struct, frozen=True):

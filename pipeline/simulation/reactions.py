@@ -21,12 +21,20 @@ class Ids(NamedTuple):
     request_id: str
 
 
+def user_id(number: int) -> str:
+    return f"user-{number}"
+
+
+def user_number(name: str) -> int:
+    """The inverse of `user_id`."""
+    return int(name.removeprefix("user-"))
+
+
 def ids_of(sessions: Sessions, prefix: str = "sim") -> Ids:
     """Of the one session and its page. `prefix` tells runs apart that write to one log."""
     who, page = sessions.visitors, int(sessions.page[0])
-    user_id = f"user-{who.user[0]}"
     session_id = f"{prefix}-{who.user[0]}-{who.visit[0]}"
-    return Ids(user_id, session_id, f"{session_id}-{page}")
+    return Ids(user_id(int(who.user[0])), session_id, f"{session_id}-{page}")
 
 
 def candidates(page: Offer) -> tuple[Item, ...]:

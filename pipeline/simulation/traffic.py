@@ -28,7 +28,7 @@ from pipeline.simulation.feed import Offer, Reaction, Sessions, advance, arrange
 from pipeline.simulation.outcomes import Outcome
 from pipeline.simulation.params import SimulationError, World
 from pipeline.simulation.people import exposed, next_loyalty
-from pipeline.simulation.reactions import Ids, candidates, feedback, ids_of
+from pipeline.simulation.reactions import Ids, candidates, feedback, ids_of, user_id
 from pipeline.transitions.rewards import page_reward
 
 Decide = Callable[[PageRequest], Sequence[int] | None]
@@ -148,7 +148,7 @@ class Traffic:
         loyalty = np.array([self._loyalty.get(user, params.loyalty_start)])
         sessions = begin(params, seed, who, when)
         sees = bool(exposed(params, seed, who, when, loyalty)[0])
-        outcome = Outcome(f"user-{user}", bool(sessions.visitors.buyer[0]), sees)
+        outcome = Outcome(user_id(user), bool(sessions.visitors.buyer[0]), sees, visit=visit)
         if sees:
             self._page(_Visit(sessions, outcome), time_ms)
         else:

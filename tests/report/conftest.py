@@ -15,7 +15,7 @@ import pytest
 
 from model_export.checks import Check, Verdict
 from pageturn.run import Run, new_run
-from pageturn.simulating import AskedPage, TrafficLog
+from pageturn.simulating import AskedPage, TrafficLog, Visit
 from pageturn.supervisor import PartEvent
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.events import encode
@@ -70,11 +70,12 @@ class MadeRun:
         with TrafficLog(self.run.traffic) as log:
             for number, reward in enumerate(rewards):
                 who, when = self.user(bucket), START_MS + int(1000 * (first_s + every_s * number))
-                log.visit(Outcome(who, True, reward is not None, 3, 1, 0, 9.0, reward or 0.0), when)
+                outcome = Outcome(who, True, reward is not None, 3, 1, 0, 9.0, reward or 0.0)
+                log.visit(Visit(when, 1, outcome))
 
     def visit(self, outcome: Outcome, time_ms: int) -> None:
         with TrafficLog(self.run.traffic) as log:
-            log.visit(outcome, time_ms)
+            log.visit(Visit(time_ms, 1, outcome))
 
     def asked(self, *pages: AskedPage) -> None:
         with TrafficLog(self.run.traffic) as log:
@@ -128,7 +129,7 @@ class MadeRun:
         assert state is not None
         step = SavedStep({SESSION_STATE: {"s-1": [encode_state(state)]}}, [], [])
         self.run.stream.mkdir(exist_ok=True)
-        SnapshotFile(self.run.stream).save(Snapshot({}, Progress(0, {0: read}, {SESSIONS_STEP: step}), {}))
+        SnapshotFile(self.run.stream).save(Snapshot({}, Progress(0, {0: read}, {SESSIONS_STEP: step}, read), {}))
 
     # Learning --------------------------------------------------------------------------------------------------------
 

@@ -64,8 +64,7 @@ def test_the_feature_config_asks_for_what_the_yardsticks_measured():
 def test_a_config_that_the_feed_cannot_measure_is_refused(old: str, new: str, message: str):
     text = CONFIG.read_text().replace(old, new)
     if "exponents" in new:
-        text = text.replace("{name: a, baseline: 1.0, range: [0, 2]}", "{name: a, baseline: 1.0, range: [0, 2]}\n"
-                            "  - {name: b, baseline: 1.0, range: [0, 2]}")  # fmt: skip
+        text = text.replace("action:\n", "action:\n  - {name: b, baseline: 1.0, range: [0, 2]}\n")
     with pytest.raises(SimulationError, match=message):
         World.of(parse_config(text))
 
