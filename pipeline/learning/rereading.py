@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.learning.replay import Origins
 from pipeline.logs.log import TRANSITIONS, EventLog, Record
+from pipeline.logs.reading import read_on
 
 _READ_AT_ONCE = 512
 
@@ -29,10 +30,10 @@ def reread(log: EventLog, origins: Origins) -> Iterator[Record | None]:
 
 
 def _range(log: EventLog, partition: int, first: int, last: int) -> Iterator[Record]:
-    offset = first
+    offset = max(first, log.start_offset(TRANSITIONS, partition))
     while offset <= last:
-        records = log.read(TRANSITIONS, partition, offset, min(_READ_AT_ONCE, last - offset + 1))
-        if not records:
-            return
+        records, following = read_on(log, TRANSITIONS, partition, offset, min(_READ_AT_ONCE, last - offset + 1))
         yield from records
-        offset = records[-1].offset + 1
+        if following == offset:
+            return
+        offset = following

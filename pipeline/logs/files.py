@@ -23,12 +23,10 @@ import xxhash
 
 from pipeline import durable
 from pipeline.logs.lines import encode_line
-from pipeline.logs.log import Entry, LogError, Record
-from pipeline.logs.segments import Cursor, Tail, segment_path
+from pipeline.logs.log import Entry, LogError, NoTopic, Record, check_topic
+from pipeline.logs.segments import Cursor, Tail, bases, segment_path
 
-_TOPIC = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _PARTITION = re.compile(r"partition-(\d{4})")
-_MAX_PARTITIONS = 10_000
 _MAX_CURSORS = 256  # each holds a file open
 
 Fsync = Literal["append", "roll"]
@@ -73,10 +71,7 @@ class FileLog:
         self._cursors: dict[tuple[str, int, int], Cursor] = {}  # by the offset each would read next
 
     def create(self, topic: str, partitions: int) -> None:
-        if not _TOPIC.fullmatch(topic) or not 1 <= partitions <= _MAX_PARTITIONS:
-            expected = f"a name of lower-case letters, digits, _ . - and 1 to {_MAX_PARTITIONS} partitions"
-            message = f"cannot create topic {topic!r} with {partitions} partitions: expected {expected}"
-            raise LogError(message)
+        check_topic(topic, partitions)
         with self._mutex, explained(self._directory):
             if not self._folder(topic).exists():
                 self._make(topic, partitions)
@@ -110,9 +105,19 @@ class FileLog:
             self._keep(topic, cursor)
             return records
 
+    def past_gap(self, topic: str, partition: int, offset: int) -> int:
+        return offset  # a file has no gaps
+
+    def start_offset(self, topic: str, partition: int) -> int:
+        with self._mutex, explained(self._partition_folder(topic, partition)):
+            return next(iter(bases(self._existing(topic, partition))), 0)
+
     def end_offset(self, topic: str, partition: int) -> int:
         with self._mutex, explained(self._partition_folder(topic, partition)):
             return self._tail(topic, partition).catch_up().offset
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        return {partition: self.end_offset(topic, partition) for partition in range(self.partitions(topic))}
 
     def sync(self) -> None:
         """By the tails: they are at what was appended here, and at what others did (or died of) up to an end asked."""
@@ -156,7 +161,7 @@ class FileLog:
         folder = self._folder(topic)
         if not folder.exists():
             message = f"no topic {topic!r} in {self._directory}: create it with its number of partitions first"
-            raise LogError(message)
+            raise NoTopic(message)
         found = sorted(name for name in os.listdir(folder) if _PARTITION.fullmatch(name))
         if not found or found != [f"partition-{number:04d}" for number in range(len(found))]:
             expected = "folders partition-0000, partition-0001 and so on"

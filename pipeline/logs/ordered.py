@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from pipeline.logs.log import EventLog, LogError, Record
+from pipeline.logs.reading import check_not_past_end, read_on
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,15 +46,14 @@ class _Partition:
     def fill(self, log: EventLog, topic: str, limit: int) -> None:
         if self.held or self.at_end:
             return
-        records = log.read(topic, self.number, self.position, limit)
+        records, self.position = read_on(log, topic, self.number, self.position, limit)
         if records:
             self.held.extend(records)
-            self.position = records[-1].offset + 1
             self.last_stamp = max(self.last_stamp, records[-1].appended_at_ms)
 
 
 class OrderedReader:
-    """Reads a topic from `positions` (next offset by partition; from its start where there is none)."""
+    """Reads a topic from `positions` (next offset by partition; from what is left of its start where there is none)."""
 
     def __init__(
         self,
@@ -68,7 +68,9 @@ class OrderedReader:
         if unknown := sorted(set(start) - set(range(count))):
             message = f"topic {topic!r} has {count} partitions, but positions are given for {unknown}: not the same log"
             raise LogError(message)
-        self._partitions = [_Partition(number, start.get(number, 0)) for number in range(count)]
+        for number in set(range(count)) - set(start):
+            start[number] = log.start_offset(topic, number)
+        self._partitions = [_Partition(number, start[number]) for number in range(count)]
         self._idle_ms = 0
         self._low_ms = 0
         self.behind = 0  # records that came after `low_stamp_ms` had said that none would
@@ -76,8 +78,10 @@ class OrderedReader:
     def poll(self, limit: int) -> list[Record]:
         """At most `limit` records, next in the order; empty when none can be given out yet. Never blocks."""
         self._idle_ms = self._clock_ms() - self._skew_ms  # the clock first, then the ends: see above
+        ends = self._log.end_offsets(self._topic)
         for partition in self._partitions:
-            partition.end = self._end(partition)
+            partition.end = ends[partition.number]
+            check_not_past_end(self._topic, partition.number, partition.position, partition.end)
         released: list[Record] = []
         while len(released) < limit:
             for partition in self._partitions:
@@ -115,14 +119,6 @@ class OrderedReader:
                 "a producer's clock is further off than the skew of %d ms, or the past was imported into a live log",
                 self._topic, len(behind), worst, self.behind, self._skew_ms,
             )  # fmt: skip
-
-    def _end(self, partition: _Partition) -> int:
-        end = self._log.end_offset(self._topic, partition.number)
-        if partition.position > end:
-            found = f"offset {partition.position} is past the end, {end}"
-            message = f"topic {self._topic!r}, partition {partition.number}: {found}; the log was cut or replaced"
-            raise LogError(message)
-        return end
 
     def _release(self, limit: int) -> list[Record]:
         heap = [(p.held[0].appended_at_ms, p.number) for p in self._partitions if p.held]

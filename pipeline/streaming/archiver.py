@@ -27,6 +27,7 @@ from pipeline import durable
 from pipeline.durable import StorageError, exclusive
 from pipeline.logs.log import EventLog, Record
 from pipeline.logs.opening import open_log
+from pipeline.logs.reading import read_on
 from pipeline.streaming.tables import ARCHIVED, TABLES, Row, rows_of
 
 _VERSION = 1
@@ -90,7 +91,11 @@ class _Archiver:
         self._commit = recover(directory)
         counts = {topic: log.partitions(topic) for topic in topics}
         known = self._commit.positions
-        self._next = {(t, p): known.get(t, {}).get(p, 0) for t, count in counts.items() for p in range(count)}
+        self._next = {
+            (t, p): known[t][p] if p in known.get(t, {}) else log.start_offset(t, p)
+            for t, count in counts.items()
+            for p in range(count)
+        }
         self._waiting: list[tuple[str, Record]] = []
         self._bytes, self._committed_at_s, self._taken = 0, time.monotonic(), 0
 
@@ -111,10 +116,10 @@ class _Archiver:
         """Take in a little of every partition; whether there was anything."""
         found = False
         for (topic, partition), offset in self._next.items():
-            records = self._log.read(topic, partition, offset, self._limits.records_per_read)
+            records, following = read_on(self._log, topic, partition, offset, self._limits.records_per_read)
             self._waiting += [(topic, record) for record in records]
             self._bytes += sum(len(record.payload) for record in records)
-            self._next[topic, partition] = offset + len(records)
+            self._next[topic, partition] = following
             found = found or bool(records)
         return found
 

@@ -75,7 +75,7 @@ def count(log: EventLog, state_dir: Path, each: Each | None = None) -> Counts:
     joined, pages, sessions = _pages(payloads)
     transitions, terminal = _transitions(payloads)
     return Counts(
-        read=sum(snapshot.progress.positions.values()) if snapshot else 0,
+        read=snapshot.progress.read if snapshot else 0,
         joined=joined,
         duplicate=_size(payloads, DUPLICATES),
         late=_size(payloads, LATE),

@@ -97,6 +97,7 @@ class _Loop:
         self._graph, self._save, self._until_idle = graph, save, until_idle
         self._stop, self._limits = stop, limits
         self._watermark_ms = _BEGINNING_MS
+        self._read = 0  # records
         self._unsaved, self._saved_at_s = 0, time.monotonic()  # records and timers since the last snapshot
         if resume is not None:
             self._restore(resume)
@@ -136,6 +137,7 @@ class _Loop:
         value = GlobalWindows.windowed_value(batch.records, timestamp=_timestamp(self._watermark_ms))
         for consume in self._graph.entry:
             consume(value)
+        self._read += len(batch.records)
         self._unsaved += len(batch.records)
 
     def _due(self) -> bool:
@@ -167,11 +169,11 @@ class _Loop:
 
     def _snapshot(self) -> None:
         saved = {label: state.save() for label, state in self._states().items()}
-        self._save(Progress(self._watermark_ms, self._graph.source.positions, saved))
+        self._save(Progress(self._watermark_ms, self._graph.source.positions, saved, self._read))
         self._unsaved, self._saved_at_s = 0, time.monotonic()
 
     def _restore(self, progress: Progress) -> None:
-        self._watermark_ms = progress.watermark_ms
+        self._watermark_ms, self._read = progress.watermark_ms, progress.read
         states = self._states()
         saved = {label: step.names for label, step in progress.steps.items()}
         found = {label: state.save().names for label, state in states.items()}

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from pipeline.logs.log import SAMPLES, EventLog, Record
+from pipeline.logs.reading import check_not_past_end, read_on
 
 _READ = 250  # records, of up to 1 MB each
 
@@ -47,14 +48,14 @@ def identity(topic: str, payload: bytes) -> str | None:
 
 
 def read_all(log: EventLog, topic: str, since: Mapping[int, int] | None = None) -> Iterator[Record]:
-    """All records of a topic that are there now, from the offsets on."""
-    for partition, end in end_offsets(log, topic).items():
-        offset = (since or {}).get(partition, 0)
-        while offset != end:  # an offset behind the end is the log's to complain about
-            records = log.read(topic, partition, offset, min(_READ, max(end - offset, 1)))
+    """All records of a topic that are there now, from the offsets on; from what is left of its start without them."""
+    for partition, end in log.end_offsets(topic).items():
+        start = (since or {}).get(partition)
+        offset = log.start_offset(topic, partition) if start is None else start
+        check_not_past_end(topic, partition, offset, end)
+        while offset < end:
+            records, following = read_on(log, topic, partition, offset, min(_READ, end - offset))
             yield from records
-            offset += len(records)
-
-
-def end_offsets(log: EventLog, topic: str) -> dict[int, int]:
-    return {partition: log.end_offset(topic, partition) for partition in range(log.partitions(topic))}
+            if following == offset:  # the rest is not committed yet
+                break
+            offset = following

@@ -26,3 +26,4 @@ class Progress(Struct, frozen=True):
     watermark_ms: int
     positions: dict[int, int]  # of the source: next offset by partition
     steps: dict[str, SavedStep]  # of the stateful steps, by label
+    read: int = 0  # records in all; positions do not say it, a log may begin later and have gaps

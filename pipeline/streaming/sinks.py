@@ -14,7 +14,7 @@ import xxhash
 
 from pipeline.logs.log import Entry, EventLog
 from pipeline.streaming.errors import TwoContentsError
-from pipeline.streaming.outputs import end_offsets, identity, read_all
+from pipeline.streaming.outputs import identity, read_all
 
 Offsets = dict[str, dict[int, int]]  # topic -> partition -> offset
 
@@ -46,7 +46,7 @@ class Outbox:
         self._waiting = {}
 
     def positions(self) -> Offsets:
-        return {topic: end_offsets(self._log, topic) for topic in self._topics}
+        return {topic: self._log.end_offsets(topic) for topic in self._topics}
 
     def _was_written(self, output: Encoded) -> bool:
         """An id may stand for several records in turn (a request repeated long after it was forgotten)."""

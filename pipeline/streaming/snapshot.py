@@ -17,7 +17,7 @@ from pipeline.transitions.session import SessionState, StateError, decode_state
 SESSIONS_STEP, SESSION_STATE = "Stream/Sessions", "session"  # where the stream keeps its sessions
 
 _MAGIC = b"pageturn stream snapshot "
-_HEADER = _MAGIC + b"1\n"  # raise the number whenever a field below, or of Progress, changes
+_HEADER = _MAGIC + b"2\n"  # raise the number whenever a field below, or of Progress, changes
 _DIGEST_BYTES = 16
 _ANEW = "start anew with an empty state folder and new output topics (the events are read again from the start)"
 

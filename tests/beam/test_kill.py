@@ -16,7 +16,7 @@ import msgspec
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import EVENTS, OUTPUTS, Entry
-from pipeline.streaming.outputs import end_offsets, identity, read_all
+from pipeline.streaming.outputs import identity, read_all
 from pipeline.streaming.run import run_stream
 from pipeline.streaming.snapshot import SnapshotFile
 
@@ -43,7 +43,7 @@ class Place:
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def written(self) -> int:
-        return sum(end for topic in OUTPUTS for end in end_offsets(self.log, topic).values())
+        return sum(end for topic in OUTPUTS for end in self.log.end_offsets(topic).values())
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -90,7 +90,7 @@ def test_sigterm_takes_a_snapshot_and_ends_it(
     assert (child.returncode, said, complaints) == (0, "stopped\n", "")
     snapshot = SnapshotFile(place.state).load()
     assert snapshot is not None
-    assert snapshot.sinks == {topic: end_offsets(place.log, topic) for topic in OUTPUTS}
+    assert snapshot.sinks == {topic: place.log.end_offsets(topic) for topic in OUTPUTS}
 
 
 def test_a_stream_that_never_idles_ends_on_its_stop(

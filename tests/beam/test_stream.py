@@ -344,7 +344,7 @@ def test_settings_of_other_parts_may_change(run: Run) -> None:
         (lambda data: data[:40], "damaged"),
         (lambda data: b"", "no snapshot"),
         (lambda data: b"garbage", "no snapshot"),
-        (lambda data: data.replace(b"snapshot 1", b"snapshot 9", 1), "another format"),
+        (lambda data: data.replace(b"snapshot 2", b"snapshot 9", 1), "another format"),
     ],
 )
 def test_a_damaged_snapshot_is_an_error(run: Run, damage: Callable[[bytes], bytes], message: str) -> None:

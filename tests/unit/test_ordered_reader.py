@@ -39,8 +39,20 @@ class MemoryLog:
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         return self.records[partition][offset : offset + limit]
 
+    def past_gap(self, topic: str, partition: int, offset: int) -> int:
+        return offset
+
+    def start_offset(self, topic: str, partition: int) -> int:
+        return 0
+
     def end_offset(self, topic: str, partition: int) -> int:
         return len(self.records[partition])
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        return {partition: self.end_offset(topic, partition) for partition in range(len(self.records))}
+
+    def sync(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
