@@ -1,0 +1,151 @@
+"""The learner in the Gymnasium environment: several feeds side by side, some of them left to the baseline."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.config import schema
+from pipeline.config.schema import ActionDimension, Bucket, Buckets, Dense, FeatureConfig, PayPlusAPhi
+from pipeline.exploration import default_sigma
+from pipeline.features.inputs import DENSE
+from pipeline.learning.ddpg import Batch, Ddpg
+from pipeline.simulation import observing
+from pipeline.simulation.draws import Array
+from pipeline.simulation.env import FeedEnv
+from pipeline.simulation.feed import Sessions
+from pipeline.simulation.params import World
+from pipeline.simulation.rollout import Policy
+
+_FEEDS = 48
+_CONTROL = 3  # every third feed is the baseline's
+
+
+def feed_config(world: World, algorithm: schema.Ddpg, noise: schema.OrnsteinUhlenbeck) -> FeatureConfig:
+    """A config whose dense input is the environment's observation, with one learned policy."""
+    objective = world.objective
+    return FeatureConfig(
+        schema_version=1,
+        name="benchmark",
+        kv_prefix="bench",
+        features=tuple(Dense(name, f"page.{name}") for name in observing.names(world.params)),
+        fusion=PayPlusAPhi(objective.phi),
+        action=(ActionDimension("a", objective.baseline, (objective.low, objective.high), noise),),
+        reward=objective.reward,
+        algorithm=algorithm,
+        policies=(schema.Policy("base", "baseline"), schema.Policy("learned", "learned")),
+        buckets=Buckets("benchmark", (Bucket("all", "base", (0, 99)),)),
+    )
+
+
+class Page(NamedTuple):
+    """One page of each feed, [n]."""
+
+    state: Array  # [n, columns]
+    next_state: Array
+    action: Array  # [n, 1]
+    reward: Array
+    discount: Array
+    by_baseline: Array
+
+
+class Memory:
+    """The last `capacity` transitions."""
+
+    def __init__(self, capacity: int, columns: int) -> None:
+        widths = Page((columns,), (columns,), (1,), (), (), ())
+        self._kept = Page(*(np.zeros((capacity, *width), np.float32) for width in widths))
+        self.capacity, self.added = capacity, 0
+
+    def add(self, page: Page) -> None:
+        at = (self.added + np.arange(len(page.reward))) % self.capacity
+        for kept, new in zip(self._kept, page, strict=True):
+            kept[at] = new
+        self.added += len(page.reward)
+
+    def sample(self, random: np.random.Generator, size: int) -> Batch:
+        at = random.integers(0, min(self.added, self.capacity), size)
+        state, next_state, *rest = (kept[at] for kept in self._kept)
+        return Batch({DENSE: state}, {DENSE: next_state}, *rest)
+
+
+class Feeds:
+    """Environments side by side, and the noise of each session."""
+
+    def __init__(self, world: World, config: FeatureConfig, seed: int) -> None:
+        self._envs = [FeedEnv(world) for _ in range(_FEEDS)]
+        self._random = np.random.default_rng([seed, 1])
+        seeds = self._random.integers(2**31, size=_FEEDS)
+        self.state = np.stack([env.reset(seed=int(s))[0] for env, s in zip(self._envs, seeds, strict=True)])
+        self._noise = np.zeros(_FEEDS)
+        dimension = config.action[0]
+        (self._low, self._high), self._baseline = dimension.range, dimension.baseline
+        self._theta, self._sigma = dimension.noise.theta, _sigma(dimension)
+        self.control = np.arange(_FEEDS) % _CONTROL == 0
+
+    def page(self, mean: Array) -> Page:
+        """Every feed turns a page, around the given mean actions; sessions that end are followed by new ones."""
+        fresh = self._random.standard_normal(_FEEDS)
+        self._noise = (1 - self._theta) * self._noise + self._sigma * fresh
+        action = np.where(self.control, self._baseline, np.clip(mean + self._noise, self._low, self._high))
+        before, after = self.state, [env.step(np.array([a])) for env, a in zip(self._envs, action, strict=True)]
+        reached = np.stack([obs for obs, *_ in after])
+        left = np.array([terminated for _, _, terminated, _, _ in after])
+        cut = np.array([truncated for _, _, _, truncated, _ in after])
+        self.state = reached.copy()
+        for i in np.flatnonzero(left | cut):
+            self.state[i], _ = self._envs[i].reset()
+            self._noise[i] = 0.0
+        reward = np.array([r for _, r, *_ in after])
+        return Page(before, reached, action[:, None], reward, np.where(left, 0.0, 1.0), self.control)
+
+
+class Apprenticeship:
+    """A learner, its feeds and what it remembers."""
+
+    def __init__(self, world: World, config: FeatureConfig) -> None:
+        self._world, self._algorithm = world, config.algorithm
+        self.learner = Ddpg(config)
+        self._feeds = Feeds(world, config, config.algorithm.seed)
+        self._memory = Memory(config.algorithm.replay, len(observing.names(world.params)))
+        self._random = np.random.default_rng([config.algorithm.seed, 2])
+        self.updates, self._explored, self._owed = 0, 0, 0.0
+
+    @property
+    def transitions(self) -> int:
+        return self._memory.added
+
+    def learn(self, transitions: int) -> None:
+        """Go on until there were so many transitions in all, those of the baseline included."""
+        while self.transitions < transitions:
+            page = self._feeds.page(self._actions(self._feeds.state))
+            self._memory.add(page)
+            self._explored += int(np.sum(~self._feeds.control))
+            if self.transitions >= self._algorithm.batch_size:
+                self._update(len(page.reward))
+
+    def policy(self) -> Policy:
+        """What the learner would do now, without noise."""
+        return lambda sessions: self._seen(sessions)
+
+    def _seen(self, sessions: Sessions) -> Array:
+        return self._actions(observing.vector(self._world.params, sessions))
+
+    def _actions(self, state: Array) -> Array:
+        return np.asarray(self.learner.evaluate({DENSE: state}).action)[0, :, 0].astype(np.float64)
+
+    def _update(self, new: int) -> None:
+        self._owed += new * self._algorithm.updates_per_transition
+        active = np.array([self._explored >= self._algorithm.actor_after])
+        for _ in range(int(self._owed)):
+            self.learner.step(self._memory.sample(self._random, self._algorithm.batch_size), active)
+            self._owed -= 1
+            self.updates += 1
+
+
+def _sigma(dimension: ActionDimension) -> float:
+    noise, (low, high) = dimension.noise, dimension.range
+    if noise.sigma is None:
+        return default_sigma(dimension.baseline, low, high, noise.theta)
+    return noise.sigma * (high - low) / 2
