@@ -34,7 +34,8 @@ NON_FINITE = "non_finite"  # NaN, Infinity, or a number too large for 64 bits
 UNKNOWN_KIND = "unknown_kind"  # of event, or of feedback
 NEGATIVE_TIME = "negative_time"
 SCHEMA_MISMATCH = "schema_version"
-REASONS = (MALFORMED, OVERSIZED, NON_FINITE, UNKNOWN_KIND, NEGATIVE_TIME, SCHEMA_MISMATCH)
+FUTURE_TIME = "future_time"  # it would keep its session open until then
+REASONS = (MALFORMED, OVERSIZED, NON_FINITE, UNKNOWN_KIND, NEGATIVE_TIME, SCHEMA_MISMATCH, FUTURE_TIME)
 
 _JSON = msgspec.json.Encoder()
 _EVENT = msgspec.json.Decoder(Event)
@@ -65,8 +66,8 @@ def decode(payload: bytes, type_: type[T]) -> T:
         raise EventError(message) from error
 
 
-def parse(payload: bytes, max_bytes: int) -> Event | Refusal:
-    """The event in a payload from outside, or why it is refused. Never raises."""
+def parse(payload: bytes, max_bytes: int, latest_ms: int | None = None) -> Event | Refusal:
+    """The event in a payload from outside, at `latest_ms` or before, or why it is refused. Never raises."""
     if len(payload) > max_bytes:
         return Refusal(OVERSIZED, f"expected at most {max_bytes} bytes, found {len(payload)} - at `$`")
     try:
@@ -78,6 +79,11 @@ def parse(payload: bytes, max_bytes: int) -> Event | Refusal:
         return Refusal(reason, _printable(detail))
     if event.schema_version != SCHEMA_VERSION:
         return _version_refusal(event.schema_version)
+    if latest_ms is not None and event.time_ms > latest_ms:
+        found = f"found {event.time_ms}, {event.time_ms - latest_ms} ms later"
+        return Refusal(
+            FUTURE_TIME, f"expected a time of at most {latest_ms} by the log's stamp, {found} - at `$.time_ms`"
+        )
     return event
 
 

@@ -194,6 +194,8 @@ class Stream(_Value, frozen=True):
     remember_closed: DurationMs = 3_600_000  # how long feedback for a closed page is known as late, not orphan
     activation: Literal["immediate", "deferred"] = "immediate"
     max_event_bytes: Count = 1_000_000
+    max_ahead: DurationMs = 600_000  # of an event's time before the log's stamp: what is from further on is refused
+    max_session_events: Count = 5_000  # of a session and a partition, stamped within one attribution window
 
 
 # Learning --------------------------------------------------------------------------------------------------------

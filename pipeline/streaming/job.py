@@ -19,7 +19,7 @@ from apache_beam.transforms.userstate import (
 )
 from apache_beam.utils.timestamp import Timestamp
 
-from pipeline.config.schema import FeatureConfig
+from pipeline.config.schema import FeatureConfig, Stream
 from pipeline.events import Refusal, encode, parse
 from pipeline.logs.log import DEAD_LETTERS, Record
 from pipeline.records import DeadLetter, Stamp
@@ -44,14 +44,14 @@ _DEAD = "dead"
 class Parse(beam.DoFn):
     """Records to (session, its events in the order read); what cannot be read goes to the side output."""
 
-    def __init__(self, max_event_bytes: int) -> None:
+    def __init__(self, stream: Stream) -> None:
         super().__init__()
-        self._max_event_bytes = max_event_bytes
+        self._max_event_bytes, self._max_ahead_ms = stream.max_event_bytes, stream.max_ahead
 
     def process(self, element: list[Record]) -> Iterator[object]:
         sessions: dict[str, list[Stamped]] = {}
         for record in element:
-            parsed = parse(record.payload, self._max_event_bytes)
+            parsed = parse(record.payload, self._max_event_bytes, record.appended_at_ms + self._max_ahead_ms)
             if isinstance(parsed, Refusal):
                 yield beam.pvalue.TaggedOutput(_DEAD, _dead_letter(record, parsed))
             else:
@@ -106,7 +106,7 @@ class StreamRecords(beam.PTransform):
         self._config = config
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
-        parse_step = beam.ParDo(Parse(self._config.stream.max_event_bytes))
+        parse_step = beam.ParDo(Parse(self._config.stream))
         parsed = records | "Parse" >> parse_step.with_outputs(_DEAD, main="sessions")
         outputs = parsed.sessions | "Sessions" >> beam.ParDo(Sessions(Rules.of(self._config)))
         return (outputs, parsed[_DEAD]) | beam.Flatten()

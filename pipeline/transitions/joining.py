@@ -5,9 +5,13 @@ with a stamp of at most T - 1 + lateness: all of those have been read when the w
 later stamps, though perhaps in the bucket already, must not sway the decision. So the outputs are a function of the
 log alone, not of the order in which its partitions are read.
 
+Of a session only so much is read: within a slot of the stamps (as long as the longest window) and a partition the
+first `max_events`, others are orphans (session_full). A partition is read in its own order by every engine, so that
+this, too, follows from the log alone; and with no event much ahead of its stamp, it bounds what a session may hold.
+
 With close = impression time + longest window:
-  impression  late (transport) if stamped after its own close + lateness. Of the on-time copies of a request the one
-              with the smallest stamp is the page, the others are duplicates.
+  impression  late (transport) if stamped after its own close + lateness (it takes no room in a slot). Of the on-time
+              copies of a request the one with the smallest stamp is the page, the others are duplicates.
   page        decided at close + 1. It owns the request id up to the stamp close + lateness + remembered time: copies
               stamped in that time are its duplicates, feedback stamped in that time is judged against it. A copy
               stamped later opens a page anew: the old one may have been forgotten.
@@ -32,6 +36,7 @@ from pipeline.records import Event, Fate, Feedback, FeedbackKind, Impression, It
 from pipeline.transitions.rules import Rules
 
 _NO_LABELS = Labels()
+_FULL = Fate.ORPHAN, "session_full"
 
 
 class Stamped(NamedTuple):
@@ -61,6 +66,7 @@ class Joiner(Struct, frozen=True, gc=False, array_like=True):
     buckets: dict[str, Bucket] = {}  # by request id
     agenda: tuple[tuple[int, str], ...] = ()  # (due, request id) of each bucket, sorted
     owned: dict[str, int] = {}  # closed request id -> last stamp its page owns; in the order of closing
+    intake: dict[int, tuple[int, int]] = {}  # partition -> its last slot, how many events were read in it
 
 
 def read(rules: Rules, joiner: Joiner, events: Iterable[Stamped]) -> tuple[Joiner, list[SetAside]]:
@@ -92,7 +98,7 @@ def decide(rules: Rules, joiner: Joiner, watermark_ms: int) -> tuple[Joiner, lis
         else:
             copies, heard = (), _give_up(rules, bucket, due_ms, outputs)
         desk.put(rules, request_id, copies, heard)
-    _forget(rules, desk.owned, watermark_ms)
+    _forget(rules, desk, watermark_ms)
     return desk.freeze(), outputs
 
 
@@ -101,8 +107,9 @@ def next_due_ms(joiner: Joiner) -> int | None:
 
 
 def forget_due_ms(rules: Rules, joiner: Joiner) -> int | None:
-    """When the last closed page may be forgotten."""
-    return max(joiner.owned.values()) - rules.lateness_ms + 1 if joiner.owned else None
+    """When the last closed page and the last slot may be forgotten."""
+    last_stamps = [*joiner.owned.values(), *(_slot_end_ms(rules, slot) for slot, _ in joiner.intake.values())]
+    return max(last_stamps) - rules.lateness_ms + 1 if last_stamps else None
 
 
 def waiting(joiner: Joiner) -> list[str]:
@@ -122,9 +129,18 @@ class _Desk:
         self.buckets = dict(joiner.buckets)
         self.agenda = list(joiner.agenda)
         self.owned = joiner.owned
+        self.intake = dict(joiner.intake)
 
     def freeze(self) -> Joiner:
-        return Joiner(self.buckets, tuple(self.agenda), self.owned)
+        return Joiner(self.buckets, tuple(self.agenda), self.owned, self.intake)
+
+    def admit(self, rules: Rules, stamp: Stamp) -> bool:
+        """Whether the session may have one more event in the stamp's slot."""
+        slot = stamp.appended_at_ms // rules.intake_ms
+        current, count = self.intake.get(stamp.partition, (slot, 0))
+        count = 1 if slot > current else count + 1
+        self.intake[stamp.partition] = max(slot, current), count
+        return count <= rules.max_events
 
     def take(self, request_id: str) -> Bucket:
         bucket = self.buckets.pop(request_id)
@@ -141,6 +157,8 @@ class _Desk:
 def _read_impression(rules: Rules, desk: _Desk, stamp: Stamp, event: Impression) -> tuple[Fate, str] | None:
     if stamp.appended_at_ms > _close_ms(rules, event) + rules.lateness_ms:
         return Fate.LATE, "transport"
+    if not desk.admit(rules, stamp):
+        return _FULL
     request_id = event.request_id
     if stamp.appended_at_ms <= desk.owned.get(request_id, -1):
         return Fate.DUPLICATE, "request_id"
@@ -154,6 +172,8 @@ def _read_impression(rules: Rules, desk: _Desk, stamp: Stamp, event: Impression)
 
 
 def _read_feedback(rules: Rules, desk: _Desk, stamp: Stamp, event: Feedback) -> tuple[Fate, str] | None:
+    if not desk.admit(rules, stamp):
+        return _FULL
     request_id = event.request_id
     if stamp.appended_at_ms <= desk.owned.get(request_id, -1):
         return Fate.LATE, "transport"
@@ -287,15 +307,25 @@ def _give_up(rules: Rules, bucket: Bucket, now_ms: int, outputs: list[Page | Set
     return tuple(waiting)
 
 
-def _forget(rules: Rules, owned: dict[str, int], watermark_ms: int) -> None:
-    """Drop pages that own no stamp to come. Stops at the first that does: they are in the order of closing."""
+def _forget(rules: Rules, desk: _Desk, watermark_ms: int) -> None:
+    """Drop slots that no stamp to come is in, and pages that own none.
+
+    Stops at the first page that owns one: they are in the order of closing.
+    """
+    unread_ms = watermark_ms + rules.lateness_ms
     over = []
-    for request_id, last_stamp in owned.items():
-        if last_stamp >= watermark_ms + rules.lateness_ms:
+    for request_id, last_stamp in desk.owned.items():
+        if last_stamp >= unread_ms:
             break
         over.append(request_id)
     for request_id in over:
-        del owned[request_id]
+        del desk.owned[request_id]
+    desk.intake = {p: (slot, n) for p, (slot, n) in desk.intake.items() if _slot_end_ms(rules, slot) >= unread_ms}
+
+
+def _slot_end_ms(rules: Rules, slot: int) -> int:
+    """The last stamp in a slot."""
+    return (slot + 1) * rules.intake_ms - 1
 
 
 def _set_aside(stamp: Stamp, event: Event, fate: tuple[Fate, str]) -> SetAside:

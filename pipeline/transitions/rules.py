@@ -16,6 +16,8 @@ class Rules(Struct, frozen=True):
     skew_ms: int
     gap_ms: int
     remember_ms: int
+    max_events: int  # of a session and a partition, within `intake_ms` by their stamps
+    intake_ms: int
     max_pages: int
     deferred: bool  # a page counts only if it was reported as shown
     reward: Reward
@@ -35,6 +37,8 @@ class Rules(Struct, frozen=True):
             skew_ms=stream.clock_skew,
             gap_ms=stream.session_gap,
             remember_ms=stream.remember_closed,
+            max_events=stream.max_session_events,
+            intake_ms=max(longest, 1),
             max_pages=stream.max_pages,
             deferred=stream.activation == "deferred",
             reward=config.reward,

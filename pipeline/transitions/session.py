@@ -37,7 +37,7 @@ __all__ = [
     "topic_of",
 ]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 Output = Page | Transition | Episode | SetAside
 

@@ -159,6 +159,20 @@ def test_a_page_waits_for_the_last_stamp_that_its_feedback_may_have(
     assert (second.joined, second.late) == (2, 0)
 
 
+def test_a_page_from_the_future_does_not_keep_its_session_open(
+    tmp_path: Path, config: FeatureConfig, make: SimpleNamespace
+) -> None:
+    shown_ms, ahead_ms = 1_700_000_000_000, 5_000
+    config = changed(config, max_ahead=ahead_ms)
+    pages = [make.impression("s", page, shown_ms + after) for page, after in enumerate((0, ahead_ms, ahead_ms + 1))]
+    run = Run(tmp_path, config, [Entry("a", encode(page), shown_ms) for page in pages])
+    counts = run.stream()
+    assert counts is not None
+    assert (counts.joined, counts.dead, counts.open, counts.terminal) == (2, 1, 0, 1)
+    (letter,) = [msgspec.json.decode(r.payload, type=DeadLetter) for r in read_all(run.log, DEAD_LETTERS)]
+    assert (letter.reason, letter.payload) == ("future_time", encode(pages[2]))
+
+
 def test_a_second_run_finds_nothing_to_do(run: Run, outputs: Outputs) -> None:
     first = run.stream()
     before = outputs(run.log)

@@ -47,6 +47,7 @@ def window(stream: Stream, kind: FeedbackKind | None = None) -> int:
 def join(stream: Stream, log: Log) -> tuple[list[Page], list[SetAside]]:
     pages: list[Page] = []
     aside: list[SetAside] = []
+    log = admit(stream, log, aside)
     for request_id in {event.request_id for _, event in log}:
         mine = sorted((stamp, i) for i, (stamp, event) in enumerate(log) if event.request_id == request_id)
         impressions = [(stamp, log[i][1]) for stamp, i in mine if isinstance(log[i][1], Impression)]
@@ -62,11 +63,31 @@ def join(stream: Stream, log: Log) -> tuple[list[Page], list[SetAside]]:
     return pages, aside
 
 
+def admit(stream: Stream, log: Log, aside: list[SetAside]) -> Log:
+    """What a session takes in: of each slot of stamps and partition the first so many, impressions too late apart."""
+    taken: Log = []
+    slots: dict[tuple[int, int], int] = {}
+    for stamp, event in sorted(log, key=lambda record: record[0]):
+        slot = stamp.partition, stamp.appended_at_ms // max(window(stream), 1)
+        if not too_late(stream, stamp, event):
+            slots[slot] = slots.get(slot, 0) + 1
+            if slots[slot] > stream.max_session_events:
+                aside.append(set_aside(stamp, event, Fate.ORPHAN, "session_full"))
+                continue
+        taken.append((stamp, event))
+    return taken
+
+
+def too_late(stream: Stream, stamp: Stamp, event: Event) -> bool:
+    """Of an impression: after the close of the page that it would be."""
+    return isinstance(event, Impression) and stamp.appended_at_ms > event.time_ms + window(stream) + stream.lateness
+
+
 def own(stream: Stream, impressions: Log, aside: list[SetAside]) -> Log:
     """The copies that become pages."""
     owners: Log = []
     for stamp, event in impressions:
-        if stamp.appended_at_ms > event.time_ms + window(stream) + stream.lateness:
+        if too_late(stream, stamp, event):
             aside.append(set_aside(stamp, event, Fate.LATE, "transport"))
         elif owners and stamp.appended_at_ms <= owned_until(stream, owners[-1]):
             aside.append(set_aside(stamp, event, Fate.DUPLICATE, "request_id"))

@@ -54,6 +54,7 @@ def random_config(rng: random.Random) -> FeatureConfig:
         "session_gap": rng.randint(0, 20),
         "max_pages": rng.randint(1, 4),
         "remember_closed": rng.choice([0, rng.randint(1, 8), 30]),
+        "max_session_events": rng.choice([100, 100, rng.randint(1, 6)]),
         "activation": rng.choice(["immediate", "immediate", "deferred"]),
     }
     return make_config(reward, stream)

@@ -263,7 +263,31 @@ def test_a_long_session_leaves_a_small_state() -> None:
     assert max(sizes[1000:]) <= 1.1 * max(sizes[:500])  # the numbers in it have more digits
 
 
-@pytest.mark.parametrize("payload", [b"\x92\x02\x90", b"\x93\x63", b"", b"nonsense"])
+def test_a_session_that_takes_in_everything_stays_within_its_bound() -> None:
+    """A producer that knows no session ids: pages and feedback of all users under one, faster than it may hold."""
+    stream = {
+        "attribution": {"click": 100, "order": 200},
+        "lateness": 20,
+        "session_gap": 500,
+        "max_pages": 20,
+        "remember_closed": 300,
+        "max_session_events": 50,
+    }
+    rules = Rules.of(stream_logs.make_config({"weights": {"click": 1.0}}, stream))
+    turn, held, full = Turn(None, [], None), [], 0
+    for number in range(8_000):
+        stamp = Stamp(number, 0, number)
+        turn = on_events(rules, turn.state, [Stamped(stamp, stream_logs.impression(number, number, number, "u"))])
+        full += sum(isinstance(o, SetAside) and o.reason == "session_full" for o in turn.outputs)
+        assert turn.state is not None
+        turn = on_watermark(rules, turn.state, number - rules.lateness_ms)
+        assert turn.state is not None
+        held.append(len(open_events(turn.state)))
+    assert full == 8_000 - 50 * 8_000 / 200
+    assert max(held) <= 2 * 50  # a page is open for little more than a slot
+
+
+@pytest.mark.parametrize("payload", [b"\x92\x01\x90", b"\x93\x63", b"", b"nonsense"])
 def test_a_state_of_another_build_is_refused(payload: bytes) -> None:
-    with pytest.raises(StateError, match="expected a session state of version 1, found"):
+    with pytest.raises(StateError, match="expected a session state of version 2, found"):
         decode_state(payload)

@@ -128,7 +128,17 @@ def test_what_is_refused_and_why(case: str) -> None:
 
 
 def test_every_reason_is_given_for_something() -> None:
-    assert {reason for _, reason, _ in REFUSED.values()} == set(REASONS)
+    assert {reason for _, reason, _ in REFUSED.values()} | {"future_time"} == set(REASONS)
+
+
+@pytest.mark.parametrize("event", [IMPRESSION, FEEDBACK])
+def test_an_event_from_the_future_is_refused_one_ms_beyond_what_is_allowed(event: dict[str, Any]) -> None:
+    time_ms = event["time_ms"]
+    assert isinstance(parse(json.dumps(event).encode(), MAX, time_ms), Impression | Feedback)
+    detail = (
+        f"expected a time of at most {time_ms - 1} by the log's stamp, found {time_ms}, 1 ms later - at `$.time_ms`"
+    )
+    assert parse(json.dumps(event).encode(), MAX, time_ms - 1) == ("future_time", detail)
 
 
 def test_a_detail_is_short_and_can_be_encoded() -> None:

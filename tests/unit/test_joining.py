@@ -39,6 +39,8 @@ RULES = Rules(
     skew_ms=2,
     gap_ms=1000,
     remember_ms=30,
+    max_events=1000,
+    intake_ms=20,
     max_pages=10,
     deferred=False,
     reward=REWARD,
@@ -217,6 +219,59 @@ def test_deferred_pages_count_if_reported_as_shown_in_time(kind: FeedbackKind, s
     outputs = run([at(101, page()), at(stamp_ms, heard(kind), partition=1)], structs.replace(RULES, deferred=True))
     assert [p.shown for p in pages(outputs)] == [shown]
     assert len([o for o in outputs if not isinstance(o, Page | SetAside)]) == (2 if shown else 0)
+
+
+# What a session takes in -------------------------------------------------------------------------------------------
+
+FEW = structs.replace(RULES, max_events=2)  # in a slot: stamps 100 to 119, 120 to 139 ...
+
+
+def in_order(log: list[Stamped], rules: Rules = FEW) -> list[Output]:
+    turn = on_events(rules, None, log)
+    assert turn.state is not None
+    return [*turn.outputs, *on_watermark(rules, turn.state, 10**6).outputs]
+
+
+def test_of_a_slot_the_first_events_are_taken_and_the_others_counted() -> None:
+    clicks = [at(stamp, heard(event=f"e{stamp}")) for stamp in (101, 102, 119, 120, 121, 122)]
+    outputs = in_order([at(100, page()), *clicks])
+    assert fates(outputs) == dict.fromkeys(["0:102", "0:119", "0:122"], "orphan session_full")
+    assert [f.event_id for f in pages(outputs)[0].feedback] == ["e101", "e120", "e121"]
+
+
+def test_feedback_of_a_page_that_was_not_taken_has_no_page() -> None:
+    log = [at(100, heard(event="e1")), at(101, heard(event="e2")), at(102, page()), at(120, heard(event="e3"))]
+    assert fates(in_order(log)) == {
+        "0:100": "orphan no_page",
+        "0:101": "orphan no_page",
+        "0:102": "orphan session_full",
+        "0:120": "orphan no_page",
+    }
+
+
+def test_an_impression_that_is_late_takes_no_room() -> None:
+    outputs = in_order([at(100, page(50)), at(101, page(51)), at(102, page()), at(103, heard())])
+    assert fates(outputs) == dict.fromkeys(["0:100", "0:101"], "late transport")
+
+
+def test_each_partition_is_counted_by_itself_in_whatever_order_they_are_read() -> None:
+    first = [at(100 + i, heard(event=f"p{i}"), partition=0) for i in range(3)]
+    second = [at(100, page(), partition=1), *(at(101 + i, heard(event=f"q{i}"), partition=1) for i in range(2))]
+    for log in ([*first, *second], [*second, *first], [second[0], first[0], second[1], first[1], second[2], first[2]]):
+        assert fates(in_order(log)) == {"0:102": "orphan session_full", "1:102": "orphan session_full"}
+
+
+def test_a_full_slot_is_remembered_until_no_stamp_in_it_can_come() -> None:
+    log = [at(100, page()), at(101, heard(event="e1"))]
+    rules = structs.replace(FEW, remember_ms=0, intake_ms=1_000_000, gap_ms=0)
+    turn = on_events(rules, None, log)
+    while turn.wake_at_ms is not None and turn.wake_at_ms < 10_000:
+        assert turn.state is not None
+        turn = on_watermark(rules, turn.state, turn.wake_at_ms)
+    assert turn.wake_at_ms == 1_000_000 - rules.lateness_ms
+    assert turn.state is not None
+    assert fates(on_events(rules, turn.state, [at(999_999, heard())]).outputs) == {"0:999999": "orphan session_full"}
+    assert on_watermark(rules, turn.state, turn.wake_at_ms).state is None
 
 
 # When decisions are made -------------------------------------------------------------------------------------------
