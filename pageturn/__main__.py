@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pageturn.deadletters import deadletters
 from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.operating import counts, status, switch
 from pageturn.options import FOLDER, TARGET, Commands, options, partitions, stop_signal
@@ -250,7 +251,7 @@ def agent(
         )  # fmt: skip
 
 
-for command in (demo, replay, up, down, simulate, report, status, counts, switch):
+for command in (demo, replay, up, down, simulate, report, status, counts, deadletters, switch):
     main.add_command(command)
 
 
