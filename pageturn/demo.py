@@ -8,14 +8,12 @@ from pathlib import Path
 
 import click
 
-from pageturn.loop import command, running
-from pageturn.processes import Process, ProcessError, Stopped, pageturn
+from pageturn.loop import running
+from pageturn.processes import ProcessError, Stopped, pageturn
 from pageturn.progress import Progress
 from pageturn.replay import run_replay
 from pageturn.run import Run
 from pageturn.supervisor import Part
-
-_STEP_S = 300.0
 
 
 def run_demo(
@@ -37,7 +35,6 @@ def run_demo(
         click.echo()
     click.echo(f"Simulated users on a live loop, for {minutes:g} minutes:")
     _live(run, stop, minutes, visits_per_s, every_s)
-    Process("archive", [*command(run, "archive"), "--until-idle"], run.logs).wait(_STEP_S, stop)
     _conclude(run, time.monotonic() - began)
 
 
