@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import schema
-from pipeline.config.schema import ActionDimension, Bucket, Buckets, Dense, FeatureConfig, PayPlusAPhi
+from pipeline.config.schema import ActionDimension, Bucket, Buckets, Dense, FeatureConfig, PayPlusAPhi, ZScore
 from pipeline.exploration import default_sigma
-from pipeline.features.inputs import DENSE
+from pipeline.features.encoder import Encoder
+from pipeline.features.snapshot import Snapshot
+from pipeline.features.statistics import Statistics
 from pipeline.learning.ddpg import Batch, Ddpg
 from pipeline.simulation import observing
 from pipeline.simulation.draws import Array
@@ -20,16 +22,20 @@ from pipeline.simulation.rollout import Policy
 
 _FEEDS = 48
 _CONTROL = 3  # every third feed is the baseline's
+_FLAGS = ("first_page", "active_", "city_", "entrance_", "hour_")  # columns of 0 and 1
 
 
 def feed_config(world: World, algorithm: schema.Ddpg, noise: schema.OrnsteinUhlenbeck) -> FeatureConfig:
-    """A config whose dense input is the environment's observation, with one learned policy."""
+    """A config whose dense input is the environment's observation, with one learned policy.
+
+    Numbers are z-scored: next to flags they would hardly vary.
+    """
     objective = world.objective
     return FeatureConfig(
         schema_version=1,
         name="benchmark",
         kv_prefix="bench",
-        features=tuple(Dense(name, f"page.{name}") for name in observing.names(world.params)),
+        features=tuple(_feature(name) for name in observing.names(world.params)),
         fusion=PayPlusAPhi(objective.phi),
         action=(ActionDimension("a", objective.baseline, (objective.low, objective.high), noise),),
         reward=objective.reward,
@@ -37,6 +43,10 @@ def feed_config(world: World, algorithm: schema.Ddpg, noise: schema.OrnsteinUhle
         policies=(schema.Policy("base", "baseline"), schema.Policy("learned", "learned")),
         buckets=Buckets("benchmark", (Bucket("all", "base", (0, 99)),)),
     )
+
+
+def _feature(name: str) -> Dense:
+    return Dense(name, f"page.{name}", zscore=None if name.startswith(_FLAGS) else ZScore(min_count=200))
 
 
 class Page(NamedTuple):
@@ -64,10 +74,9 @@ class Memory:
             kept[at] = new
         self.added += len(page.reward)
 
-    def sample(self, random: np.random.Generator, size: int) -> Batch:
+    def sample(self, random: np.random.Generator, size: int) -> Page:
         at = random.integers(0, min(self.added, self.capacity), size)
-        state, next_state, *rest = (kept[at] for kept in self._kept)
-        return Batch({DENSE: state}, {DENSE: next_state}, *rest)
+        return Page(*(kept[at] for kept in self._kept))
 
 
 class Feeds:
@@ -107,6 +116,8 @@ class Apprenticeship:
     def __init__(self, world: World, config: FeatureConfig) -> None:
         self._world, self._algorithm = world, config.algorithm
         self.learner = Ddpg(config)
+        self._encoder, self._statistics = Encoder(config), Statistics(config)
+        self._snapshot = Snapshot.initial(config)
         self._feeds = Feeds(world, config, config.algorithm.seed)
         self._memory = Memory(config.algorithm.replay, len(observing.names(world.params)))
         self._random = np.random.default_rng([config.algorithm.seed, 2])
@@ -121,6 +132,8 @@ class Apprenticeship:
         while self.transitions < transitions:
             page = self._feeds.page(self._actions(self._feeds.state))
             self._memory.add(page)
+            self._statistics.update(self._rows(page.state))
+            self._snapshot = self._statistics.freeze()
             self._explored += int(np.sum(~self._feeds.control))
             if self.transitions >= self._algorithm.batch_size:
                 self._update(len(page.reward))
@@ -133,13 +146,24 @@ class Apprenticeship:
         return self._actions(observing.vector(self._world.params, sessions))
 
     def _actions(self, state: Array) -> Array:
-        return np.asarray(self.learner.evaluate({DENSE: state}).action)[0, :, 0].astype(np.float64)
+        return np.asarray(self.learner.evaluate(self._inputs(state)).action)[0, :, 0].astype(np.float64)
+
+    def _inputs(self, state: Array) -> dict[str, Array]:
+        return self._encoder.finish(self._rows(state), self._snapshot)
+
+    def _rows(self, state: Array) -> Array:
+        """Observations are prepared features: all of them numbers, none transformed."""
+        rows = np.zeros(len(state), self._encoder.prepared_dtype)
+        rows["dense"] = state
+        return rows
 
     def _update(self, new: int) -> None:
         self._owed += new * self._algorithm.updates_per_transition
         active = np.array([self._explored >= self._algorithm.actor_after])
         for _ in range(int(self._owed)):
-            self.learner.step(self._memory.sample(self._random, self._algorithm.batch_size), active)
+            page = self._memory.sample(self._random, self._algorithm.batch_size)
+            states = (self._inputs(page.state), self._inputs(page.next_state))
+            self.learner.step(Batch(*states, *page[2:]), active)
             self._owed -= 1
             self.updates += 1
 

@@ -34,10 +34,9 @@ def algorithm(world: World) -> Ddpg:
     return Ddpg(
         gamma=world.objective.gamma,
         tower=(64, 32),
-        tower_trained_by=("advantage",),
         learning_rate=1e-4,
         actor_learning_rate=3e-4,
-        batch_size=1024,
+        batch_size=512,
         updates_per_transition=0.25,
         actor_after=1_500,
     )
