@@ -132,6 +132,7 @@ def test_a_replay_that_died_is_finished_by_the_next(
     assert place.events() == sorted([("s", CLICK)] + [(letter.key, letter.payload) for letter in letters])
     assert place.replay(config) == Replayed(0, 3, Counter(), 0)
     assert replayed(place.log) == {"0:0", "0:1", "0:2"}
+    assert "; 3 replayed" in command(f"show --log {place.url}").output
 
 
 def test_a_replayed_letter_is_one_more_event_read_and_the_balance_holds(
