@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pageturn.backfilling import Past, check_past, fill, past_options
 from pageturn.deadletters import deadletters
 from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.operating import counts, status, switch
@@ -94,13 +95,29 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 
 
 @main.command()
-@options("config", "log", "state", "until_idle")
+@options("config")
+@click.option("--log", "log_url", help="Event log: file:///folder.")
+@click.option("--state", type=FOLDER, help="Where the process keeps what it resumes from.")
+@options("until_idle")
 @partitions(1)
-def stream(config_path: Path, log_url: str, state: Path, until_idle: bool, partitions: int) -> None:
-    """Join events to pages, transitions, episodes."""
+@past_options
+def stream(
+    config_path: Path, log_url: str | None, state: Path | None, until_idle: bool, partitions: int, past: Past
+) -> None:
+    """Join events to pages, transitions, episodes.
+
+    With --from and --to only for pages of that range, as a live stream would have: a back-fill.
+    """
     from pageturn.table import event_rows, render
     from pipeline.config.reading import load_config
 
+    if past.asked:
+        check_past(past, log_url, state, until_idle)
+        fill(load_config(config_path), past, log_url, partitions, stop_signal())
+        return
+    if log_url is None or state is None:
+        message = "expected --log and --state; or, for a range of the past, --from, --to and --output"
+        raise click.UsageError(message)
     feature_config, stop = load_config(config_path), stop_signal()
     from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
 
