@@ -44,14 +44,12 @@ def _live(run: Run, stop: threading.Event, minutes: float, visits_per_s: float, 
         supervisor.add(Part("traffic", pageturn(*words)))
         began = time.monotonic()
         progress = Progress(run)
-        while (elapsed_s := time.monotonic() - began) < 60 * minutes:
-            if stop.wait(min(every_s, 60 * minutes - elapsed_s)):
+        while (left_s := 60 * minutes - (time.monotonic() - began)) > 0:
+            if supervisor.watch(stop, min(every_s, left_s)):
                 message = f"stopped; `pageturn report --run {run.folder}` reports on what there is"
                 raise Stopped(message)
+            supervisor.check_settled()
             click.echo(f"  {_clock(time.monotonic() - began)}  {progress.line()}")
-        if not any(run.traffic.iterdir()):
-            message = f"no user came; see {run.logs / 'traffic.log'}"
-            raise ProcessError(message)
 
 
 def _clock(seconds: float) -> str:
@@ -59,6 +57,7 @@ def _clock(seconds: float) -> str:
 
 
 def _conclude(run: Run, seconds: float) -> None:
+    """The table and the report. Raises ProcessError where the run proves nothing, or has lost something."""
     from pageturn.measures import measure, rows
     from pageturn.report import write_report
     from pageturn.table import render
@@ -66,3 +65,11 @@ def _conclude(run: Run, seconds: float) -> None:
     measures = measure(run)
     click.echo("\n" + render(rows(measures), f"The live loop; in all {seconds:.0f} s"))
     click.echo(f"\nReport: {write_report(run, measures)}")
+    if measures.comparison is None:
+        message = f"no user came to the end of a visit; see {run.logs / 'traffic.log'}"
+        raise ProcessError(message)
+    if measures.accounting and measures.accounting.missing:
+        message = (
+            f"{measures.accounting.missing} acknowledged events are nowhere; keep {run.folder}, it is a defect of ours"
+        )
+        raise ProcessError(message)

@@ -13,8 +13,8 @@ import click
 
 from pageturn.options import FILE, FOLDER, stop_signal
 
-_SIMULATED = Path("feature_configs/simulated.yaml")
-_REPLAYED = Path("feature_configs/ebnerd.yaml")
+_CONFIGS = Path(__file__).resolve().parents[1] / "feature_configs"
+_SIMULATED, _REPLAYED = _CONFIGS / "simulated.yaml", _CONFIGS / "ebnerd.yaml"
 _RUN = click.option("--run", "folder", type=FOLDER, help="Folder of the run [default: the newest under runs/].")
 _NEW_RUN = click.option("--run", "folder", type=FOLDER, help="Folder of the run [default: runs/<config>-<time>].")
 _STORE = click.option(
@@ -23,7 +23,7 @@ _STORE = click.option(
 _DATA = click.option(
     "--data", type=click.Path(path_type=Path), help="EB-NeRD folder [default: ../shared/data/ebnerd, if any]."
 )
-_DOWN_S = 60.0
+_UP_S, _DOWN_S = 180.0, 120.0
 _UP = "up"  # how the line begins that `up` writes when it is
 
 
@@ -78,11 +78,11 @@ def replay(data: Path | None, folder: Path | None, config_path: Path) -> None:
 
 @click.command()
 @_NEW_RUN
-@click.option("--config", "config_path", type=FILE, default=_SIMULATED, help="Feature config, for a new run.")
-@click.option("--seed", default=1, type=click.IntRange(0), help="Of the learner, for a new run.")
+@click.option("--config", "config_path", type=FILE, help="Feature config of a new run [default: the simulated feed's].")
+@click.option("--seed", type=click.IntRange(0), help="Of a new run's learner [default: that of the config].")
 @_STORE
 @click.option("-d", "--detach", is_flag=True, help="Return once it is up; `pageturn down` stops it.")
-def up(folder: Path | None, config_path: Path, seed: int, store: str | None, detach: bool) -> None:
+def up(folder: Path | None, config_path: Path | None, seed: int | None, store: str | None, detach: bool) -> None:
     """Start a loop on this machine.
 
     Model server, agent, stream, trainer, controller and store; each is started again when it ends. Ctrl-C stops them.
@@ -91,18 +91,21 @@ def up(folder: Path | None, config_path: Path, seed: int, store: str | None, det
     from pageturn.run import RECORD, new_run, open_run
 
     if folder is not None and (folder / RECORD).is_file():
+        if any(given is not None for given in (config_path, seed, store)):
+            message = f"{folder}: is a run already, and goes on with its own config, seed and store; leave these out"
+            raise click.UsageError(message)
         run = open_run(folder)
     else:
-        run = new_run(folder, config_path, seed=seed, redis=_wants_redis(store))
+        run = new_run(folder, config_path or _SIMULATED, seed=seed, redis=_wants_redis(store))
     if detach:
         _detach(run.folder)
         return
     from pageturn.loop import running
 
     stop = stop_signal()
-    with running(run, stop, lambda what: click.echo(f"  {what}")):
+    with running(run, stop, lambda what: click.echo(f"  {what}")) as supervisor:
         click.echo(f"{_UP}: {run.folder}; deciding pages on {run.agent}")
-        stop.wait()
+        supervisor.watch(stop)
     click.echo("down")
 
 
@@ -117,7 +120,7 @@ def down(folder: Path | None) -> None:
     if pid is None:
         click.echo(f"{run.folder}: is not up")
         return
-    os.kill(pid, signal.SIGTERM)
+    _tell_to_stop(pid)
     while run.holder == pid:
         if time.monotonic() > deadline_s:
             message = f"{run.folder}: process {pid} has not ended after {_DOWN_S:.0f} s; see {run.logs}"
@@ -174,6 +177,15 @@ def report(folder: Path | None) -> None:
     click.echo(write_report(run, measure(run)))
 
 
+def _tell_to_stop(pid: int) -> None:
+    """The process that has the run; not one that has come by its number since."""
+    command = Path(f"/proc/{pid}/cmdline")
+    if command.exists() and b"pageturn" not in command.read_bytes():
+        message = f"process {pid} is not one of ours; it is left alone"
+        raise click.ClickException(message)
+    os.kill(pid, signal.SIGTERM)
+
+
 def _set_after(stop: threading.Event, seconds: float) -> None:
     timer = threading.Timer(seconds, stop.set)
     timer.daemon = True
@@ -181,7 +193,7 @@ def _set_after(stop: threading.Event, seconds: float) -> None:
 
 
 def _detach(folder: Path) -> None:
-    """Returns once the loop is up."""
+    """Returns once the loop is up. Whatever keeps it from that, nothing is left running."""
     from pageturn.processes import pageturn
 
     log = folder / "logs" / "up.log"
@@ -191,11 +203,21 @@ def _detach(folder: Path) -> None:
             pageturn("up", "--run", str(folder)),
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    while child.poll() is None:
-        said = log.read_text()
-        if any(line.startswith(_UP) for line in said.splitlines()):
-            click.echo(said.splitlines()[-1])
-            return
+    try:
+        click.echo(_await_line(child, log))
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+
+
+def _await_line(child: subprocess.Popen[bytes], log: Path) -> str:
+    """What `up` says when it is."""
+    deadline_s = time.monotonic() + _UP_S
+    while child.poll() is None and time.monotonic() < deadline_s:
+        for line in log.read_text().splitlines():
+            if line.startswith(f"{_UP}: "):
+                return line
         time.sleep(0.1)
     message = f"it did not come up; {log} says:\n{log.read_text()}"
     raise click.ClickException(message)

@@ -39,7 +39,8 @@ def redis_is_installed() -> bool:
 def running(run: Run, stop: threading.Event, say: Say) -> Iterator[Supervisor]:
     """The loop, ready to decide pages and to learn from them; all of it is stopped at the end.
 
-    A run that was stopped goes on where it was. Raises: BusyError (this run is up), ProcessError, Stopped.
+    Whoever has it calls `watch` of the supervisor, so that what ends is started again; it belongs to their thread. A
+    run that was stopped goes on where it was. Raises: BusyError (this run is up), ProcessError, Stopped.
     """
     with exclusive(run.folder):
         redis_port, server_port, agent_port = free_ports(3)
@@ -47,7 +48,6 @@ def running(run: Run, stop: threading.Event, say: Say) -> Iterator[Supervisor]:
         supervisor = Supervisor(run.logs, run.journal)
         try:
             _start(run, supervisor, stop, say)
-            supervisor.watch()
             yield supervisor
         finally:
             supervisor.stop()
@@ -102,8 +102,8 @@ def _redis(run: Run) -> Part:
     """Every write is in its file before it is acknowledged: a kill loses nothing."""
     run.redis.mkdir(exist_ok=True)
     options = {
-        "port": run.record.redis_port, "bind": "127.0.0.1", "dir": run.redis, "appendonly": "yes", "save": "",
-        "maxmemory-policy": "noeviction",
+        "port": run.record.redis_port, "bind": "127.0.0.1", "dir": run.redis, "maxmemory-policy": "noeviction",
+        "save": "", "appendonly": "yes", "appendfsync": "always",
     }  # fmt: skip
     return Part("store", [REDIS, *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
 

@@ -59,7 +59,7 @@ class Process:
     def check(self) -> None:
         """Raise ProcessError if the command has ended."""
         if self._child.poll() is not None:
-            raise ProcessError(self._report(f"ended with status {self._child.returncode}"))
+            raise ProcessError(self.report(f"ended with status {self._child.returncode}"))
 
     def wait(self, timeout_s: float, stop: threading.Event) -> None:
         """Return once the command has ended well. It does not outlive this: where it is not done in time, or `stop`
@@ -72,9 +72,9 @@ class Process:
                 raise Stopped(message)
             if time.monotonic() > deadline:
                 self.stop()
-                raise ProcessError(self._report(f"was not done after {timeout_s:.0f} s"))
+                raise ProcessError(self.report(f"was not done after {timeout_s:.0f} s"))
         if status != 0:
-            raise ProcessError(self._report(f"ended with status {status}"))
+            raise ProcessError(self.report(f"ended with status {status}"))
 
     def stop(self, grace_s: float = 10.0) -> None:
         if self._child.poll() is None:
@@ -85,7 +85,7 @@ class Process:
                 self._child.kill()
                 self._child.wait()
 
-    def _report(self, what: str) -> str:
+    def report(self, what: str) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return "\n  ".join([f"{self.name} {what}; the end of {self.log}:", *lines])
 

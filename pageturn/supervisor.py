@@ -6,6 +6,7 @@ For laptops, tests and single machines; in a cluster that is the cluster's work.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,19 +16,20 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from pageturn.processes import Process
+from pageturn.processes import Process, ProcessError
+from pipeline import durable
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _SETTLED_S = 20.0  # a part that ran for so long is started again at once
+_HOPELESS = 6  # short lives in a row
 
 
 class Part(NamedTuple):
     name: str
     command: Sequence[str]
     env: Mapping[str, str] | None = None
-    repeats: bool = True  # False: it may end by itself, with status 0
 
 
 class PartEvent(Struct, frozen=True, omit_defaults=True):
@@ -42,7 +44,7 @@ class PartEvent(Struct, frozen=True, omit_defaults=True):
 
 class PartState(NamedTuple):
     name: str
-    pid: int | None  # None: it has ended, and is started again after a pause, or was not to run for ever
+    pid: int | None  # None: it has ended, and is started again after a pause
     starts: int
 
 
@@ -52,79 +54,77 @@ class _Kept:
     def __init__(self, part: Part, process: Process, now_s: float) -> None:
         self.part, self.process = part, process
         self.started_s, self.starts = now_s, 1
-        self.pause_s = _FIRST_PAUSE_S
-        self.again_at_s: float | None = None  # while it has ended
-        self.done = False
+        self.short_lives = 0  # in a row
+        self.again_at_s: float | None = None  # set while it has ended
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.again_at_s is None else None
 
 
 class Supervisor:
-    """Parts are stopped in the reverse order of `add`. `watch` begins to start again what ends."""
+    """Belongs to one thread, which starts, watches and stops the parts: the kernel ends them with that thread.
+
+    Others may ask for `states`.
+    """
 
     def __init__(self, logs: Path, journal: Path) -> None:
         self._logs, self._journal = logs, journal
         journal.parent.mkdir(parents=True, exist_ok=True)
         self._kept: dict[str, _Kept] = {}
-        self._turn = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def add(self, part: Part) -> None:
-        with self._turn:
-            process = self._process(part)
-            self._kept[part.name] = _Kept(part, process, time.monotonic())
-            self._record(PartEvent(_now_ms(), part.name, "started", process.pid))
+        process = self._process(part)
+        self._kept[part.name] = _Kept(part, process, time.monotonic())
+        self._record(PartEvent(_now_ms(), part.name, "started", process.pid))
 
     def check(self) -> None:
-        """Raise ProcessError if a part has ended: before `watch`, that is a mistake in how it was started."""
-        for kept in list(self._kept.values()):
-            if not kept.done:
-                kept.process.check()
+        """Raise ProcessError if a part has ended. Before `watch` that is a mistake in how it was started."""
+        for kept in self._kept.values():
+            kept.process.check()
 
-    def watch(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self._thread.start()
+    def watch(self, stop: threading.Event, seconds: float = math.inf) -> bool:
+        """Start again what ends, for so long or until `stop` is set; returns whether it is."""
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            for kept in self._kept.values():
+                self._look(kept, time.monotonic())
+            if stop.wait(min(_LOOK_S, left_s)):
+                return True
+        return stop.is_set()
+
+    def check_settled(self) -> None:
+        """Raise ProcessError if a part ends again and again as soon as it is started."""
+        for kept in self._kept.values():
+            if kept.short_lives >= _HOPELESS:
+                raise ProcessError(kept.process.report(f"ended soon {kept.short_lives} times in a row"))
 
     def states(self) -> list[PartState]:
-        with self._turn:
-            return [
-                PartState(name, None if kept.again_at_s or kept.done else kept.process.pid, kept.starts)
-                for name, kept in self._kept.items()
-            ]
+        return [PartState(name, kept.pid, kept.starts) for name, kept in self._kept.items()]
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
-        with self._turn:
-            for kept in reversed(self._kept.values()):
-                if kept.process.status is None:
-                    kept.process.stop()
-                    self._ended(kept)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_S):
-            with self._turn:
-                for kept in self._kept.values():
-                    self._look(kept, time.monotonic())
+        """The part that was added last is stopped first."""
+        for kept in reversed(self._kept.values()):
+            kept.process.stop()
+            if kept.again_at_s is None:
+                self._ended(kept)
 
     def _look(self, kept: _Kept, now_s: float) -> None:
-        if kept.done:
-            return
-        if kept.again_at_s is not None:
-            if now_s >= kept.again_at_s:
+        try:
+            if kept.again_at_s is None and kept.process.status is not None:
+                self._ended(kept)
+                kept.again_at_s = now_s + self._pause_s(kept, now_s)
+                _LOG.warning("%s ended with status %d; see %s", kept.part.name, kept.process.status, kept.process.log)
+            elif kept.again_at_s is not None and now_s >= kept.again_at_s:
                 self._start_again(kept, now_s)
-            return
-        if kept.process.status is None:
-            return
-        self._ended(kept)
-        if not kept.part.repeats and kept.process.status == 0:
-            kept.done = True
-            return
-        kept.pause_s = (
-            _FIRST_PAUSE_S if now_s - kept.started_s > _SETTLED_S else min(2 * kept.pause_s, _LONGEST_PAUSE_S)
-        )
-        kept.again_at_s = now_s + kept.pause_s
-        _LOG.warning("%s ended with status %d; see %s", kept.part.name, kept.process.status, kept.process.log)
+        except OSError as error:  # no process to be had, no file for its output
+            _LOG.error("%s cannot be started again yet: %s", kept.part.name, error)
+            kept.again_at_s = now_s + _LONGEST_PAUSE_S
+
+    def _pause_s(self, kept: _Kept, now_s: float) -> float:
+        settled = now_s - kept.started_s > _SETTLED_S
+        kept.short_lives = 0 if settled else kept.short_lives + 1
+        return float(min(_FIRST_PAUSE_S * 2**kept.short_lives, _LONGEST_PAUSE_S))
 
     def _start_again(self, kept: _Kept, now_s: float) -> None:
         kept.process = self._process(kept.part)
@@ -139,8 +139,10 @@ class Supervisor:
         self._record(PartEvent(_now_ms(), kept.part.name, "ended", kept.process.pid, kept.process.status))
 
     def _record(self, event: PartEvent) -> None:
-        with self._journal.open("ab") as file:
-            file.write(msgspec.json.encode(event) + b"\n")
+        try:
+            durable.append_line(self._journal, msgspec.json.encode(event))
+        except OSError as error:  # a full disk is no reason to leave parts alone
+            _LOG.error("%s cannot be written: %s", self._journal, error)
 
 
 def read_journal(journal: Path) -> Iterator[PartEvent]:

@@ -9,12 +9,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import PageturnError
 
 _LOCK = ".lock"
+_LOOKS, _LOOK_S = 5, 0.02
 
 
 class StorageError(PageturnError):
@@ -99,13 +101,16 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise StorageError(message) from error
     try:
         _lock(descriptor, folder)
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
 
 def holder(folder: Path) -> int | None:
-    """The process that has the folder by `exclusive`; None where nobody has."""
+    """The process that has the folder by `exclusive`; None where nobody has, or says so yet."""
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDONLY)
     except FileNotFoundError:
@@ -113,7 +118,8 @@ def holder(folder: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return int(os.read(descriptor, 32))
+        said = os.read(descriptor, 32)
+        return int(said) if said else None
     finally:
         os.close(descriptor)
     return None
@@ -121,11 +127,16 @@ def holder(folder: Path) -> int | None:
 
 def _lock(descriptor: int, folder: Path) -> None:
     """Take the lock and leave the process id in it, for the next one's message."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
-        message = f"{folder} is in use by another process ({holder}): stop that one, or choose another folder"
-        raise BusyError(message) from error
+    for looks_left in reversed(range(_LOOKS)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if looks_left:  # somebody who only asks for the holder has the lock for a moment, too
+                time.sleep(_LOOK_S)
+                continue
+            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
+            message = f"{folder} is in use by another process ({holder}): stop that one, or choose another folder"
+            raise BusyError(message) from error
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())

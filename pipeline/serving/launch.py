@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -31,6 +32,9 @@ FLAGS: Mapping[str, int | bool] = {
     "enable_grpc_healthcheck_service": True,
     "enable_profiler": False,
 }
+
+
+_PORTS = range(20_000, 32_000)
 
 
 class RunningServer(NamedTuple):
@@ -86,12 +90,15 @@ def free_port() -> int:
 
 
 def free_ports(n: int) -> list[int]:
-    """Different ones."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Different ones, below those that the system gives to connections: they stay free until they are bound."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if len(found) == n:
+            break
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
