@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pageturn.supervisor import PartEvent, read_journal
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "feature_configs" / "simulated.yaml"
 PARTS = {"stream", "trainer", "model-server", "agent", "controller"}
+ROWS = ("events in", "joined", "lost", "missing", "pages", "updates", "versions of rl_a", "versions of rl_b")
 PATIENCE_S = 90.0
 
 
@@ -78,6 +80,15 @@ def test_a_run_cannot_be_up_twice(folder: Path) -> None:
     assert f"{folder} is in use by another process ({open_run(folder).holder})" in done.stderr
 
 
+def test_a_run_keeps_what_it_began_with(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pageturn", "up", "--run", str(folder), "--seed", "9"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "is a run already, and goes on with its own config, seed and store" in done.stderr
+
+
 def test_a_run_goes_on_where_it_was_stopped(folder: Path) -> None:
     pids = [event.pid for event in started(folder)]
     assert pageturn("down", "--run", str(folder)) == f"{folder}: down\n"
@@ -114,3 +125,18 @@ def test_a_demo_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number:
     assert demo.wait(60) == 1
     assert f"`pageturn report --run {tmp_path / 'run'}` reports on what there is" in (tmp_path / "output").read_text()
     assert not any(alive(pid) for pid in pids)
+
+
+def test_a_demo_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
+    words = ["--no-replay", "--store", "sqlite", "--minutes", "0.7", "--visits-per-s", "20", "--seed", "2"]
+    said = pageturn("demo", *words, "--run", str(tmp_path / "run"), "--config", str(CONFIG))
+    cells = {row: re.search(rf"^ *{re.escape(row)}  +(\S+)", said, re.MULTILINE) for row in ROWS}
+    assert all(cells.values()), said
+    numbers = {row: int(cell[1]) for row, cell in cells.items() if cell}
+    assert (numbers["lost"], numbers["missing"]) == (0, 0)
+    assert numbers["joined"] > numbers["pages"] > 300
+    assert numbers["updates"] > 0
+    assert min(numbers["versions of rl_a"], numbers["versions of rl_b"]) >= 1
+    assert said.endswith(f"Report: {tmp_path / 'run' / 'report' / 'index.html'}\n")
+    assert (tmp_path / "run" / "report" / "index.html").stat().st_size > 10_000
+    assert open_run(tmp_path / "run").holder is None
