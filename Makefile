@@ -5,13 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format lock schema protos clean
+.PHONY: demo test cluster test-cluster lint format lock schema protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not cluster" $(PYTEST_ARGS)
+
+# Servers that tests start on this machine: pinned jars, fetched by Maven (Java 17 or later) into .cluster.
+cluster:
+	cluster/fetch.sh kafka
+
+test-cluster: $(READY) cluster
+	$(BIN)/python -m pytest -m cluster --timeout 900 $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -44,7 +44,7 @@ TARGET = _Target()
 
 _OPTIONS: dict[str, Any] = {
     "config": click.option("--config", "config_path", type=FILE, required=True, help="Feature config (YAML)."),
-    "log": click.option("--log", "log_url", required=True, help="Event log: file:///folder."),
+    "log": click.option("--log", "log_url", required=True, help="Event log: file:///folder or kafka://hosts/prefix."),
     "store": click.option("--store", "store_url", required=True, help="Key-value store: sqlite:///file or redis://..."),
     "staging": click.option("--staging", type=FOLDER, required=True, help="Where candidates wait to be checked."),
     "models": click.option("--models", type=FOLDER, required=True, help="Model volume that the servers read."),

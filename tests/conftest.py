@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.cluster.broker import Broker
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,3 +36,22 @@ def ebnerd_dir() -> Path:
     if not folder.is_dir():
         missing("ebnerd", f"the EB-NeRD excerpt is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> Path:
+    jars = ROOT / ".cluster" / "kafka"
+    if not jars.is_dir() or shutil.which("java") is None:
+        missing("kafka", f"`make cluster` has not put a Kafka broker into {jars}, or java is not on the PATH")
+    return jars
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One for all tests that leave it running; each uses topics of its own."""
+    broker = Broker(kafka_jars, tmp_path_factory.mktemp("kafka"))
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.kill()

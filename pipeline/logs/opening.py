@@ -10,11 +10,16 @@ from pipeline.logs.log import EventLog, LogError
 
 
 def open_log(url: str) -> EventLog:
-    """The event log of a URL: file:///absolute/folder. LogError when the URL names none."""
+    """The event log of a URL: file:///absolute/folder or kafka://host:port/prefix. LogError when the URL names none."""
     parts = urlsplit(url)
     if parts.scheme == "file":
         return FileLog(_folder(url))
-    message = f"cannot open event log {url!r}: expected file:///absolute/folder, found scheme {parts.scheme!r}"
+    if parts.scheme == "kafka":
+        from pipeline.logs.kafka.kafka_log import KafkaLog  # only what is used is loaded
+
+        return KafkaLog(url)
+    expected = "file:///absolute/folder or kafka://host:port/prefix"
+    message = f"cannot open event log: expected {expected}, found scheme {parts.scheme!r}"
     raise LogError(message)
 
 

@@ -23,6 +23,7 @@ FRAMEWORKS = {
     "apache_beam": ("pipeline.streaming",),
     "tensorflow": ("pipeline.learning", "model_export.export", "pipeline.serving.standin"),
     "tensorflow_serving": ("model_export.export", "pipeline.serving.standin", "pipeline.serving.build_descriptors"),
+    "confluent_kafka": ("pipeline.logs.kafka",),
     "redis": ("pipeline.stores",),
     "gymnasium": ("pipeline.simulation.env",),
     "ruamel": ("pipeline.config",),
@@ -102,6 +103,7 @@ HEAVY = ("tensorflow", "apache_beam", "keras")
         ("pipeline.records", (*HEAVY, "grpc", "redis", "numpy")),
         ("pipeline.exploration", (*HEAVY, "grpc", "redis", "numpy")),
         ("pipeline.config.reading", (*HEAVY, "grpc", "redis", "numpy")),
+        ("pipeline.logs.opening", (*HEAVY, "confluent_kafka")),
         ("pageturn.__main__", (*HEAVY, "redis")),
     ],
 )

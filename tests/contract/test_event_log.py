@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.logs.files import FileLog
-from pipeline.logs.log import Entry, EventLog, LogError, Record
+from pipeline.logs.kafka.kafka_log import KafkaLog
+from pipeline.logs.log import Entry, EventLog, LogError, NoTopic, Record, has_topic
+from tests.cluster.broker import Broker
 
-LOGS = ["file_log"]
+LOGS = ["file_log", pytest.param("kafka_log", marks=pytest.mark.cluster)]
+STAMPED_BY_PRODUCERS = ["file_log"]
+_numbers = itertools.count()
 
 OpenLog = Callable[[], EventLog]
 
@@ -23,6 +28,19 @@ def file_log(tmp_path: Path) -> Iterator[OpenLog]:
 
     def open_() -> EventLog:
         opened.append(FileLog(tmp_path / "log", segment_bytes=200))
+        return opened[-1]
+
+    yield open_
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def kafka_log(kafka_broker: Broker) -> Iterator[OpenLog]:
+    url, opened = kafka_broker.url(f"contract{next(_numbers)}"), list[KafkaLog]()
+
+    def open_() -> EventLog:
+        opened.append(KafkaLog(url))
         return opened[-1]
 
     yield open_
@@ -149,11 +167,16 @@ def test_any_key_comes_back_exactly(log: EventLog, key: str) -> None:
     assert [r.key for r in everything(log)] == [key]
 
 
+stamped_by_producers = pytest.mark.parametrize("open_log", STAMPED_BY_PRODUCERS, indirect=True)
+
+
+@stamped_by_producers
 def test_an_importer_gives_the_stamps(log: EventLog) -> None:
     log.append("t", [Entry("k", b"1", 5), Entry("k", b"2", 5), Entry("k", b"3", 9)])
     assert [r.appended_at_ms for r in everything(log)] == [5, 5, 9]
 
 
+@stamped_by_producers
 def test_a_stamp_behind_the_last_one_is_refused_naming_both(log: EventLog) -> None:
     log.append("t", [Entry("k", b"1", 100)])
     with pytest.raises(LogError, match=r"stamp 99 .* 100"):
@@ -161,6 +184,7 @@ def test_a_stamp_behind_the_last_one_is_refused_naming_both(log: EventLog) -> No
     assert payloads(everything(log)) == [b"1"]
 
 
+@stamped_by_producers
 def test_the_clock_does_not_go_behind_an_importers_stamp(log: EventLog) -> None:
     future_ms = 10**14
     log.append("t", [Entry("k", b"1", future_ms)])
@@ -203,8 +227,9 @@ def test_a_topic_that_is_not_there(log: EventLog) -> None:
         lambda: log.read("nowhere", 0, 0, 1),
         lambda: log.end_offset("nowhere", 0),
     ):
-        with pytest.raises(LogError, match="no topic 'nowhere'"):
+        with pytest.raises(NoTopic, match="no topic 'nowhere'"):
             act()
+    assert not has_topic(log, "nowhere")  # and asking did not make it
 
 
 def test_a_partition_that_is_not_there(log: EventLog) -> None:
@@ -217,6 +242,21 @@ def test_an_offset_behind_the_end_is_an_error_not_silence(log: EventLog) -> None
     (partition,) = {r.partition for r in everything(log)}
     with pytest.raises(LogError, match="offset 5 is past the end, 1"):
         log.read("t", partition, 5, 1)
+
+
+def test_a_log_starts_at_0_and_has_no_gaps_while_nothing_was_deleted(log: EventLog) -> None:
+    assert [log.start_offset("t", p) for p in range(3)] == [0, 0, 0]
+    log.append("t", [Entry(f"k{i}", b"1") for i in range(30)])
+    assert [log.start_offset("t", p) for p in range(3)] == [0, 0, 0]
+    for partition, end in log.end_offsets("t").items():
+        assert log.read("t", partition, end, 10) == []
+        assert log.past_gap("t", partition, end) == end
+
+
+def test_all_ends_at_once_are_those_asked_one_by_one(log: EventLog) -> None:
+    log.append("t", [Entry(f"k{i}", b"1") for i in range(30)])
+    assert log.end_offsets("t") == {p: log.end_offset("t", p) for p in range(3)}
+    assert sum(log.end_offsets("t").values()) == 30
 
 
 @pytest.mark.parametrize("name", ["", "../up", "UPPER", "a/b", ".hidden"])
