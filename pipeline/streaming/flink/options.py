@@ -1,0 +1,73 @@
+"""Which of Beam's and its Flink runner's options a stream is submitted with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+LOCAL = "[local]"
+FLINK_VERSION = "1.20"
+# Groups of keys that state is stored by; a savepoint is bound to it, and no parallelism can be higher.
+MAX_PARALLELISM = 128
+# Flink's and Beam's libraries reach into the JDK's own packages.
+_OPENS = ("io", "lang", "net", "nio", "text", "time", "util", "util.concurrent")
+
+
+class Settings(NamedTuple):
+    """How to reach Flink and what a job may take of it."""
+
+    master: str = LOCAL  # or HOST:PORT of a cluster's REST interface
+    parallelism: int = 1
+    job_server: str | None = None  # the jar of Beam's job server; None: Beam fetches it
+    worker: str | None = None  # the command on task managers; None: the one beside this Python
+    checkpoint_interval_ms: int = 10_000
+    job_server_flags: tuple[str, ...] = ()  # for its JVM
+    extra: tuple[str, ...] = ()  # more options of Beam's runner
+
+    @property
+    def local(self) -> bool:
+        return self.master == LOCAL
+
+
+def pipeline_options(settings: Settings, name: str, checkpoints: str, resume: str | None) -> PipelineOptions:
+    flags = [
+        "--runner=FlinkRunner",
+        f"--flink_version={FLINK_VERSION}",
+        f"--flink_master={settings.master}",
+        f"--job_name={name}",
+        "--streaming",
+        f"--parallelism={settings.parallelism}",
+        f"--max_parallelism={MAX_PARALLELISM}",
+        f"--checkpointing_interval={settings.checkpoint_interval_ms}",
+        f"--state_backend_storage_path={checkpoints}",
+        "--retain_externalized_checkpoints_on_cancellation=true",
+        *(f"--job_server_jvm_properties={flag}" for flag in (*_jvm_flags(), *settings.job_server_flags)),
+        *_environment(settings),
+        *([f"--flink_job_server_jar={settings.job_server}"] if settings.job_server else []),
+        *([f"--savepoint_path={resume}"] if resume else []),
+        *settings.extra,
+    ]
+    return PipelineOptions(flags)
+
+
+def _environment(settings: Settings) -> list[str]:
+    """Where the Python of the job runs: in a process that each task manager starts, or, with Flink in this machine's
+    job server, in this one."""
+    if settings.local:
+        return ["--environment_type=LOOPBACK"]
+    command = settings.worker or worker_command()
+    return ["--environment_type=PROCESS", f"--environment_config={json.dumps({'command': command})}"]
+
+
+def worker_command() -> str:
+    beside = Path(sys.executable).parent / "pageturn-flink-worker"
+    return str(beside) if beside.exists() else shutil.which(beside.name) or beside.name
+
+
+def _jvm_flags() -> list[str]:
+    return [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in _OPENS]

@@ -1,0 +1,62 @@
+"""Starts Beam's Python worker beside a task manager, which calls this with the arguments of Beam's container contract.
+
+It is what the boot program of Beam's container images is, less the installing: this package is installed here already,
+in the version that the job was submitted with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import grpc
+from apache_beam.portability.api import beam_provision_api_pb2 as provision
+from apache_beam.portability.api import beam_provision_api_pb2_grpc as provision_grpc
+from apache_beam.portability.api import endpoints_pb2
+from apache_beam.runners.worker import sdk_worker_main
+from google.protobuf import json_format, text_format
+
+_WAIT_S = 60
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="pageturn-flink-worker", description=__doc__)
+    parser.add_argument("--id", required=True)
+    parser.add_argument("--provision_endpoint", required=True)
+    given, _ = parser.parse_known_args(arguments)  # other endpoints are in the provision, too
+    os.environ.update(environment(given.id, provision_of(given.provision_endpoint, given.id)))
+    sdk_worker_main.main([])
+
+
+def provision_of(endpoint: str, worker_id: str) -> provision.ProvisionInfo:
+    with grpc.insecure_channel(endpoint) as channel:
+        stub = provision_grpc.ProvisionServiceStub(channel)
+        request = provision.GetProvisionInfoRequest()
+        reply = stub.GetProvisionInfo(
+            request, metadata=[("worker_id", worker_id)], timeout=_WAIT_S, wait_for_ready=True
+        )
+    return reply.info
+
+
+def environment(worker_id: str, info: provision.ProvisionInfo) -> dict[str, str]:
+    """What the worker's main program reads."""
+    variables = {
+        "WORKER_ID": worker_id,
+        "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
+        "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
+        "LOGGING_API_SERVICE_DESCRIPTOR": _text(info.logging_endpoint),
+        "CONTROL_API_SERVICE_DESCRIPTOR": _text(info.control_endpoint),
+    }
+    if info.HasField("status_endpoint"):
+        variables["STATUS_API_SERVICE_DESCRIPTOR"] = _text(info.status_endpoint)
+    return variables
+
+
+def _text(endpoint: endpoints_pb2.ApiServiceDescriptor) -> str:
+    return text_format.MessageToString(endpoint)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
