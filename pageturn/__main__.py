@@ -20,6 +20,7 @@ import click
 from pageturn.backfilling import Past, check_past, fill, past_options
 from pageturn.deadletters import deadletters
 from pageturn.local import demo, down, replay, report, simulate, up
+from pageturn.on_flink import Engine, check_engine, engine_options, follow
 from pageturn.operating import counts, status, switch
 from pageturn.options import FOLDER, TARGET, Commands, options, partitions, stop_signal
 
@@ -100,17 +101,26 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 @click.option("--state", type=FOLDER, help="Where the process keeps what it resumes from.")
 @options("until_idle")
 @partitions(1)
+@engine_options
 @past_options
 def stream(
-    config_path: Path, log_url: str | None, state: Path | None, until_idle: bool, partitions: int, past: Past
+    config_path: Path,
+    log_url: str | None,
+    state: Path | None,
+    until_idle: bool,
+    partitions: int,
+    past: Past,
+    engine: Engine,
 ) -> None:
     """Join events to pages, transitions, episodes.
 
-    With --from and --to only for pages of that range, as a live stream would have: a back-fill.
+    In this process, or as a job of Flink. With --from and --to only for pages of that range, as a live stream would
+    have: a back-fill, in this process.
     """
     from pageturn.table import event_rows, render
     from pipeline.config.reading import load_config
 
+    check_engine(engine, until_idle, past.asked)
     if past.asked:
         check_past(past, log_url, state, until_idle)
         fill(load_config(config_path), past, log_url, partitions, stop_signal())
@@ -119,6 +129,9 @@ def stream(
         message = "expected --log and --state; or, for a range of the past, --from, --to and --output"
         raise click.UsageError(message)
     feature_config, stop = load_config(config_path), stop_signal()
+    if engine.is_flink:
+        follow(engine, feature_config, log_url, state, partitions, stop)
+        return
     from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
 
     _LOG.info("following the events in %s", log_url)
