@@ -66,7 +66,7 @@ def feedback(name: str, session: str, page: int, time_ms: int, kind: FeedbackKin
     return Feedback(1, name, f"{session}/{page}", f"user-{session}", session, time_ms, kind, item)
 
 
-def _session(rng: random.Random, session: str, time_ms: int) -> list[tuple[int, bytes]]:
+def session_traffic(rng: random.Random, session: str, time_ms: int) -> list[tuple[int, bytes]]:
     """(stamp, payload) of a session of some pages; stamps trail times, sometimes by more than is allowed."""
     sent: list[tuple[int, bytes]] = []
 
@@ -101,7 +101,7 @@ def traffic() -> Traffic:
         rng = random.Random(seed)
         sent = []
         for number in range(sessions):
-            sent += _session(rng, f"s{number:05d}", START_MS + rng.randrange(0, 200 * sessions))
+            sent += session_traffic(rng, f"s{number:05d}", START_MS + rng.randrange(0, 200 * sessions))
         sent += [(START_MS + rng.randrange(100 * sessions), b'{"not": "an event"') for _ in range(3)]
         sent.sort()
         return [Entry(f"agent-{rng.randrange(8)}", payload, stamp) for stamp, payload in sent]
