@@ -128,10 +128,16 @@ class Reporter:
     def dropped(self) -> int:
         return self._dropped
 
+    @property
+    def unacknowledged(self) -> list[Feedback]:
+        """Taken in, and not yet in the log as far as we know; one that is under way may be."""
+        with self._changed:
+            return list(self._queue)
+
     def close(self, timeout_s: float) -> int:
         """Send what is left for as long as the time allows, and until a call under way has ended (2 s at most).
 
-        Returns how many of all events were not acknowledged.
+        Returns how many of all events were not acknowledged: those of `unacknowledged`, and those dropped.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._queue or self._closing.is_set(), timeout_s)
@@ -171,7 +177,8 @@ class Reporter:
             return [] if self._closing.is_set() else list(islice(self._queue, _BATCH))
 
     def _sent(self, batch: Sequence[Feedback]) -> int:
-        """How many, from the first, are done with. Of a refused batch the first half is tried, down to the culprit."""
+        """How many, from the first, are done with. Of a refused batch the first half is tried, down to the culprit,
+        unless we are closing: a call may take its 2 s."""
         try:
             self._client.report(batch, _CALL_S)
         except grpc.RpcError as error:
@@ -179,7 +186,7 @@ class Reporter:
                 _LOG.warning("%d events are not acknowledged, and sent again: %s", len(batch), error.details())
                 return 0
             if len(batch) > 1:
-                return self._sent(batch[: len(batch) // 2])
+                return 0 if self._closing.is_set() else self._sent(batch[: len(batch) // 2])
             with self._changed:
                 self._drop(batch[0], f"the agent refused it: {error.details()}")
             return 1

@@ -270,6 +270,23 @@ def test_closing_gives_up_in_time_and_says_how_many_are_left(agent: FakeAgent, r
     assert heard == []
 
 
+def test_closing_does_not_wait_for_the_search_of_a_culprit(agent: FakeAgent, reporter: Reporter):
+    agent.gate.clear()
+    agent.trouble = in_turn(*[Trouble(grpc.StatusCode.INVALID_ARGUMENT, "kind: expected another")] * 10_000)
+    for number in range(64):
+        reporter(click(number))
+    assert agent.entered.wait(LONG_S)
+    left: list[int] = []
+    closing = threading.Thread(target=lambda: left.append(reporter.close(0.0)))
+    closing.start()
+    assert reporter._closing.wait(LONG_S)
+    agent.gate.set()
+    closing.join(LONG_S)
+    assert len(agent.calls) == 1
+    assert left == [64]
+    assert ids(reporter.unacknowledged) == names(*range(64))
+
+
 def test_nothing_is_heard_after_closing_returned(agent: FakeAgent, reporter: Reporter, heard: list[str]):
     agent.gate.clear()
     reporter(click(0))
