@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def simulate(
     """Bring simulated users to a loop that is up."""
     from contextlib import closing
 
-    from pageturn.run import open_run
+    from pageturn.run import RunError, open_run
     from pageturn.simulating import simulate as run_users
     from pipeline.simulation.outcomes import summarise
     from pipeline.simulation.tables import load_items
@@ -150,19 +149,26 @@ def simulate(
     from pipeline.stores.opening import open_store
 
     run, stop = open_run(folder), stop_signal()
-    if run.holder is None:
-        message = f"{run.folder}: is not up; `pageturn up --run {run.folder}` starts it"
-        raise click.ClickException(message)
+
+    def find() -> str:
+        """Where the agent is now: a loop that goes down and up gets other ports."""
+        now = open_run(run.folder)
+        if now.holder is None:
+            message = f"{run.folder}: is not up; `pageturn up --run {run.folder}` starts it"
+            raise RunError(message)
+        return now.agent
+
+    find()
     config = run.config()
     with closing(open_store(run.store_url)) as store:
         load_items(config, store)
-    if minutes is not None:
-        _set_after(stop, 60 * minutes)
     seed = run.record.seed if seed is None else seed
     flow = Flow(seed=seed, users=users, visits_per_s=visits_per_s, prefix=f"sim{time.time_ns() // 1_000_000:x}")
-    traffic = run_users(config, run.agent, run.traffic, flow, stop, visits)
+    seconds = None if minutes is None else 60 * minutes
+    traffic, drive = run_users(config, find, run.traffic, flow, stop, visits=visits, seconds=seconds)
     done = summarise(traffic.outcomes)
     click.echo(f"{done.visits} visits, {done.sessions} sessions, reward per session {done.reward}")
+    click.echo(drive)
 
 
 @click.command()
@@ -184,12 +190,6 @@ def _tell_to_stop(pid: int) -> None:
         message = f"process {pid} is not one of ours; it is left alone"
         raise click.ClickException(message)
     os.kill(pid, signal.SIGTERM)
-
-
-def _set_after(stop: threading.Event, seconds: float) -> None:
-    timer = threading.Timer(seconds, stop.set)
-    timer.daemon = True
-    timer.start()
 
 
 def _detach(folder: Path) -> None:

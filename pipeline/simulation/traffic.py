@@ -6,16 +6,18 @@
 `decide` answers a page with the order in which to show its candidates (an agent in this process, or a gRPC stub), or
 None where it cannot: then the feed shows the ranker's own order and reports nothing of the page. `report` takes one
 event. Who shows a page is who logs it: impressions are the agent's business. Times are of the injected clock, so a
-test runs days in a moment. The users' draws do not depend on the clock: the same decisions bring the same reactions.
+test runs days in a moment. The users' draws do not depend on the clock, nor on how many pages are asked at once: the
+same decisions bring the same reactions.
 """
 
 from __future__ import annotations
 
-import heapq
+import logging
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct, structs
@@ -23,19 +25,25 @@ from msgspec import Struct, structs
 from pipeline.agent.requests import PageRequest
 from pipeline.records import Feedback
 from pipeline.simulation import draws, observing
+from pipeline.simulation.agenda import Agenda, Clock, VirtualClock, WallClock
 from pipeline.simulation.draws import Array
 from pipeline.simulation.feed import Offer, Reaction, Sessions, advance, arrange, begin, offer, react
 from pipeline.simulation.outcomes import Outcome
 from pipeline.simulation.params import SimulationError, World
-from pipeline.simulation.people import exposed, next_loyalty
+from pipeline.simulation.people import exposed
 from pipeline.simulation.reactions import Ids, candidates, feedback, ids_of, user_id
+from pipeline.simulation.returning import Past, after
 from pipeline.transitions.rewards import page_reward
+
+__all__ = ["Clock", "Flow", "Traffic", "VirtualClock", "WallClock"]
 
 Decide = Callable[[PageRequest], Sequence[int] | None]
 Report = Callable[[Feedback], None]
 Ended = Callable[[Outcome, int], None]
 
 _TRANSPORT = 6  # what the keys of a page are used for, after those of feed and reactions
+_BEHIND_MS, _WARN_EVERY_MS = 1000, 10_000
+_LOG = logging.getLogger(__name__)
 
 
 class Flow(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,97 +60,123 @@ class Flow(Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = "sim"  # of session and request ids: runs that share a log need different ones
 
 
-class Clock(Protocol):
-    def now_ms(self) -> int: ...
-
-    def wait_until(self, time_ms: int) -> None: ...
-
-
-class VirtualClock:
-    """Is at once where it is asked to be."""
-
-    def __init__(self, start_ms: int = 0) -> None:
-        self._now_ms = start_ms
-
-    def now_ms(self) -> int:
-        return self._now_ms
-
-    def wait_until(self, time_ms: int) -> None:
-        self._now_ms = max(self._now_ms, time_ms)
-
-
-class WallClock:
-    """Real time; `stop` ends a wait early."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-    def wait_until(self, time_ms: int) -> None:
-        self._stop.wait(max(0, time_ms - self.now_ms()) / 1000)
-
-
 class _Visit(NamedTuple):
     sessions: Sessions  # of one
     so_far: Outcome
 
 
-class Traffic:
-    """One driver, one thread. What it counted is in `outcomes` (visits that ended), `rewards` and the counts.
+class _Shown(NamedTuple):
+    asked_ms: int
+    shown_ms: int  # when there was an answer, or it was clear that there would be none
+    order: Sequence[int] | None
 
-    `ended` hears of each visit, with the time of its last page.
+
+class Traffic:
+    """Runs once. What it counted is in `outcomes` (visits that ended), `rewards` and the counts.
+
+    Up to `threads` pages are asked at once (0: one, in the thread of `run`); `decide` is called in those threads, all
+    else in that of `run`. A user is in one place at a time: a visit that comes before the last one has ended waits for
+    that. `ended` hears of each visit, with the time of its last page; `arriving` of the number of each that comes,
+    before anything of it happens. `past`: where to go on.
     """
 
     def __init__(
-        self, world: World, flow: Flow, decide: Decide, report: Report, clock: Clock, ended: Ended | None = None
+        self,
+        world: World,
+        flow: Flow,
+        decide: Decide,
+        report: Report,
+        clock: Clock,
+        ended: Ended = lambda outcome, time_ms: None,
+        *,
+        arriving: Callable[[int], None] = lambda number: None,
+        past: Past | None = None,
+        threads: int = 0,
     ) -> None:
         self._world, self._flow, self._clock = world, flow, clock
-        self._decide, self._report, self._ended = decide, report, ended
-        self._agenda: list[tuple[int, int, Callable[[int], None]]] = []
-        self._scheduled = 0
-        self._loyalty: dict[int, float] = {}
+        self._decide, self._report, self._ended, self._arriving = decide, report, ended, arriving
+        self._agenda = Agenda(clock, threads)
+        self._past = past or Past()
+        self._loyalty = dict(self._past.loyalty)
+        self._waiting: dict[int, deque[int]] = {}  # of the users who are there: their visits to come
+        self._stopped = False
+        self._start_ms = self._last_ms = 0
+        self._warned_ms: int | None = None
+        self.due_ms: dict[str, int] = {}  # when the pages that are being asked were to be, by request id
+        self.next = self._past.first  # the number of the next visit
+        self.begun = 0  # visits
+        self.worst_late_ms = 0  # the longest that a page was asked after its time
         self.outcomes: list[Outcome] = []
         self.rewards: dict[str, float] = {}  # of each answered page, by request id
         self.unanswered = 0
         self.events = 0  # reported, duplicates included
+        self.undelivered = 0  # events that were still on their way at the end
 
-    def run(self, visits: int | None = None, stop: threading.Event | None = None) -> list[Outcome]:
-        """Let visits come until there were so many (None: without end) and all that follows from them has happened.
+    def run(
+        self,
+        visits: int | None = None,
+        stop: threading.Event | None = None,
+        *,
+        seconds: float | None = None,
+        finish_s: float = 0.0,
+    ) -> list[Outcome]:
+        """Let visits come until there were so many, or for so long (None: without end), and all follow from them.
 
-        `stop` ends it at once, with sessions open and events on their way.
+        After `stop` none comes, and those under way have `finish_s` to end.
         """
-        start_ms = self._clock.now_ms()
-        arrived = 0
         stop = stop or threading.Event()
-        while not stop.is_set():
-            due_ms = start_ms + round(1000 * arrived / self._flow.visits_per_s)
-            if (visits is None or arrived < visits) and (not self._agenda or due_ms <= self._agenda[0][0]):
-                self._at(due_ms, self._arrival(arrived))
-                arrived += 1
-            elif not self._agenda:
-                break
-            else:
-                self._next(stop)
+        self._start_ms = self._last_ms = self._clock.now_ms()
+        last = None if visits is None else self._past.first + visits
+        closes_ms = None if seconds is None else self._start_ms + round(1000 * seconds)
+        self._await(last, closes_ms)
+        with closing(self._agenda):
+            while not (stop.is_set() or self._agenda.empty):
+                self._agenda.step()
+            self._stopped = True
+            deadline_ms = self._clock.now_ms() + round(1000 * finish_s)
+            while not self._done and self._clock.now_ms() < deadline_ms:
+                self._agenda.step()
         return self.outcomes
 
-    def _next(self, stop: threading.Event) -> None:
-        due_ms, _, happen = self._agenda[0]
-        self._clock.wait_until(due_ms)
-        if not stop.is_set():
-            heapq.heappop(self._agenda)
-            happen(max(due_ms, self._clock.now_ms()))  # a driver that lags behind asks for its pages now, not then
+    @property
+    def came_per_s(self) -> float:
+        """Visits, in the time in which they came: fewer than the flow's where the driver lags behind."""
+        span_s = (self._last_ms - self._start_ms) / 1000 + 1 / self._flow.visits_per_s
+        return (self.next - self._past.first) / span_s
 
-    def _at(self, time_ms: int, happen: Callable[[int], None]) -> None:
-        heapq.heappush(self._agenda, (time_ms, self._scheduled, happen))
-        self._scheduled += 1
+    @property
+    def _done(self) -> bool:
+        """Nothing is left but visits to come."""
+        return self.begun == len(self.outcomes) and not self.undelivered
 
-    def _arrival(self, number: int) -> Callable[[int], None]:
-        visit, user = divmod(number, self._flow.users)
-        return lambda time_ms: self._arrive(user, visit, time_ms)
+    # Visits ----------------------------------------------------------------------------------------------------------
 
-    def _arrive(self, user: int, visit: int, time_ms: int) -> None:
+    def _await(self, last: int | None, closes_ms: int | None) -> None:
+        """The next visit, and so on with the one after it."""
+        if self._stopped or self.next == last:
+            return
+        due_ms = self._start_ms + round(1000 * (self.next - self._past.first) / self._flow.visits_per_s)
+        if closes_ms is None or due_ms < closes_ms:
+            self._agenda.at(due_ms, lambda due_ms: self._arrival(due_ms, last, closes_ms))
+
+    def _arrival(self, due_ms: int, last: int | None, closes_ms: int | None) -> None:
+        if self._stopped:
+            return
+        self._arriving(self.next)
+        visit, user = divmod(self.next, self._flow.users)
+        self.next += 1
+        self._last_ms = self._clock.now_ms()
+        self._await(last, closes_ms)
+        if user in self._waiting:
+            self._waiting[user].append(visit)
+        else:
+            self._waiting[user] = deque()
+            self._begin(user, visit, due_ms)
+
+    def _begin(self, user: int, visit: int, due_ms: int) -> None:
+        if self._stopped:
+            return
+        self.begun += 1
         params, seed = self._world.params, self._flow.seed
         who, when = np.array([user]), np.array([visit])
         loyalty = np.array([self._loyalty.get(user, params.loyalty_start)])
@@ -150,31 +184,57 @@ class Traffic:
         sees = bool(exposed(params, seed, who, when, loyalty)[0])
         outcome = Outcome(user_id(user), bool(sessions.visitors.buyer[0]), sees, visit=visit)
         if sees:
-            self._page(_Visit(sessions, outcome), time_ms)
+            self._page(_Visit(sessions, outcome), due_ms)
         else:
-            self._end(outcome, time_ms)
+            self._end(user, outcome, due_ms)
 
-    def _page(self, visit: _Visit, time_ms: int) -> None:
-        world, sessions, pace = self._world, visit.sessions, self._flow.pace
-        ids, page = ids_of(sessions, self._flow.prefix), offer(world.params, sessions)
-        order = self._decide(_request(ids, sessions, page, time_ms))
-        reaction = react(world.params, sessions, page, self._shown(page, order))
-        events = feedback(world.params, ids, page, reaction, time_ms=time_ms, pace=pace)
-        reward = page_reward(world.objective.reward, events, left=bool(reaction.left[0]))
-        if order is None:
+    def _end(self, user: int, outcome: Outcome, time_ms: int) -> None:
+        if outcome.exposed:
+            before = self._loyalty.get(user, self._world.params.loyalty_start)
+            self._loyalty[user] = after(self._world.params, before, outcome)
+        self.outcomes.append(outcome)
+        self._ended(outcome, time_ms)
+        if self._stopped or not self._waiting[user]:
+            del self._waiting[user]
+        else:
+            visit = self._waiting[user].popleft()
+            self._agenda.at(self._clock.now_ms(), lambda due_ms: self._begin(user, visit, due_ms))
+
+    # Pages -----------------------------------------------------------------------------------------------------------
+
+    def _page(self, visit: _Visit, due_ms: int) -> None:
+        ids, page = ids_of(visit.sessions, self._flow.prefix), offer(self._world.params, visit.sessions)
+        self.due_ms[ids.request_id] = due_ms
+
+        def ask() -> _Shown:
+            asked_ms = self._clock.now_ms()  # a driver that lags behind asks for its pages now, not then
+            order = self._decide(_request(ids, visit.sessions, page, asked_ms))
+            return _Shown(asked_ms, self._clock.now_ms(), order)
+
+        self._agenda.ask(ask, lambda shown: self._react(visit, ids, page, shown))
+
+    def _react(self, visit: _Visit, ids: Ids, page: Offer, shown: _Shown) -> None:
+        """What the user does, from when the page is there; a session ends with a leave, or is cut as `play` cuts it."""
+        params, sessions, pace = self._world.params, visit.sessions, self._flow.pace
+        self._note_late(shown.asked_ms - self.due_ms.pop(ids.request_id))
+        reaction = react(params, sessions, page, self._arranged(page, shown.order))
+        events = feedback(params, ids, page, reaction, time_ms=shown.shown_ms, pace=pace)
+        left = bool(reaction.left[0])
+        reward = page_reward(self._world.objective.reward, events, left=left)
+        if shown.order is None:
             self.unanswered += 1
         else:
             self.rewards[ids.request_id] = reward
             self._send(events, page.page_keys)
         so_far = _added(visit.so_far, reaction, reward)
-        if reaction.left[0]:
-            self._leave(int(sessions.visitors.user[0]), so_far, time_ms)
+        if left or so_far.pages == params.max_pages:
+            self._end(int(sessions.visitors.user[0]), so_far, shown.asked_ms)
             return
-        turned = _Visit(advance(world.params, sessions, reaction), so_far)
-        turn_ms = time_ms + max(1, round(1000 * pace * float(reaction.dwell_s[0])))
-        self._at(turn_ms, lambda now_ms: self._page(turned, now_ms))
+        turned = _Visit(advance(params, sessions, reaction), so_far)
+        turn_ms = shown.shown_ms + max(1, round(1000 * pace * float(reaction.dwell_s[0])))
+        self._agenda.at(turn_ms, lambda due_ms: self._page(turned, due_ms))
 
-    def _shown(self, page: Offer, order: Sequence[int] | None) -> Array:
+    def _arranged(self, page: Offer, order: Sequence[int] | None) -> Array:
         if order is None:
             return arrange(self._world, page, np.array([self._world.objective.baseline]))
         positions = list(order)  # a stub's answer is some sequence of protobuf's
@@ -183,17 +243,19 @@ class Traffic:
             raise SimulationError(msg)
         return np.array(positions, np.int64)[: self._world.params.page_size, None]
 
-    def _leave(self, user: int, outcome: Outcome, time_ms: int) -> None:
-        params = self._world.params
-        before = np.array([self._loyalty.get(user, params.loyalty_start)])
-        converted = np.array([float(outcome.clicks > 0)])
-        self._loyalty[user] = float(next_loyalty(params, before, np.array([outcome.buyer]), converted)[0])
-        self._end(outcome, time_ms)
+    def _note_late(self, late_ms: int) -> None:
+        self.worst_late_ms = max(self.worst_late_ms, late_ms)
+        now_ms = self._clock.now_ms()
+        if late_ms > _BEHIND_MS and (self._warned_ms is None or now_ms - self._warned_ms >= _WARN_EVERY_MS):
+            self._warned_ms = now_ms
+            under_way = self.begun - len(self.outcomes)
+            _LOG.warning(
+                "the traffic is %.1f s behind, with %d visits under way: pages are asked late, and sessions seem longer"
+                " than they are; let fewer visits come per second",
+                late_ms / 1000, under_way,
+            )  # fmt: skip
 
-    def _end(self, outcome: Outcome, time_ms: int) -> None:
-        self.outcomes.append(outcome)
-        if self._ended is not None:
-            self._ended(outcome, time_ms)
+    # Events ----------------------------------------------------------------------------------------------------------
 
     def _send(self, events: Sequence[Feedback], page_keys: Array) -> None:
         flow = self._flow
@@ -203,16 +265,18 @@ class Traffic:
         for number, event in enumerate(events):
             arrives_ms = event.time_ms + flow.transport_ms
             more_ms = int(slowness[number] * flow.disorder_ms) if slow[number] < flow.disordered else 0
-            self._at(arrives_ms + more_ms, self._delivery(event))
+            self._deliver(event, arrives_ms + more_ms)
             if twice[number] < flow.duplicated:
-                self._at(arrives_ms + int(lateness[number] * flow.disorder_ms), self._delivery(event))
+                self._deliver(event, arrives_ms + int(lateness[number] * flow.disorder_ms))
 
-    def _delivery(self, event: Feedback) -> Callable[[int], None]:
-        def deliver(_: int) -> None:
+    def _deliver(self, event: Feedback, due_ms: int) -> None:
+        def arrive(_: int) -> None:
+            self.undelivered -= 1
             self.events += 1
             self._report(event)
 
-        return deliver
+        self.undelivered += 1
+        self._agenda.at(due_ms, arrive)
 
 
 def _request(ids: Ids, sessions: Sessions, page: Offer, time_ms: int) -> PageRequest:

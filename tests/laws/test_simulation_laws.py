@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from zlib import crc32
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.agent.requests import PageRequest
 from pipeline.simulation import draws, observing
 from pipeline.simulation.feed import Sessions, advance, arrange, begin, offer, react, select
+from pipeline.simulation.outcomes import Outcome
 from pipeline.simulation.params import World
+from pipeline.simulation.reactions import user_id, user_number
+from pipeline.simulation.returning import Claim, past_of
 from pipeline.simulation.rollout import Policy, play
+from pipeline.simulation.traffic import Flow, Traffic, VirtualClock, WallClock
 
 WORLD = World()
 seeds = st.integers(0, 2**64 - 1)
@@ -98,3 +106,60 @@ def test_children_of_a_key_have_keys_of_their_own(seed, one, other):
     root = draws.root(seed)
     assert (draws.key(root, one)[0] == draws.key(root, other)[0]) == (one == other)
     assert draws.key(draws.key(root, one), other)[0] != draws.key(root, one)[0]
+
+
+# Traffic ---------------------------------------------------------------------------------------------------------
+
+
+def decided(page: PageRequest) -> list[int]:
+    """By a rule that differs from page to page."""
+    a = 2 * (crc32(page.request_id.encode()) % 100) / 100
+    scores = [item.click_score * (item.pay_score + a * 0.07) for item in page.items]  # type: ignore[operator]
+    return sorted(range(len(scores)), key=lambda i: -scores[i])
+
+
+def sorted_outcomes(outcomes: list[Outcome]) -> list[Outcome]:
+    return sorted(outcomes, key=lambda o: (o.user_id, o.visit))
+
+
+@settings(deadline=None, max_examples=5, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 30), st.integers(1, 9))
+def test_what_users_do_does_not_depend_on_how_many_pages_are_asked_at_once(seed, users, visits, threads):
+    def slowly(page: PageRequest) -> list[int]:
+        time.sleep(0.0005 * (crc32(page.request_id.encode()) % 5))
+        return decided(page)
+
+    flow = Flow(seed=seed, users=users, visits_per_s=2000.0, pace=0.0002, transport_ms=0, disorder_ms=1)
+    one = Traffic(WORLD, flow, decided, lambda event: None, VirtualClock())
+    many = Traffic(WORLD, flow, slowly, lambda event: None, WallClock(), threads=threads)
+    assert sorted_outcomes(many.run(visits)) == sorted_outcomes(one.run(visits))
+    assert many.rewards == one.rewards
+
+
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.lists(st.integers(1, 15), min_size=2, max_size=4))
+def test_drivers_one_after_the_other_bring_the_visits_of_one(seed, users, parts):
+    flow = Flow(seed=seed, users=users)
+    whole = Traffic(WORLD, flow, decided, lambda event: None, VirtualClock()).run(sum(parts))
+    done: list[Outcome] = []
+    for visits in parts:
+        past = past_of(WORLD.params, users, None, reversed(done))
+        done += Traffic(WORLD, flow, decided, lambda event: None, VirtualClock(), past=past).run(visits)
+    assert sorted_outcomes(done) == sorted_outcomes(whole)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 200))
+def test_a_claimed_visit_does_not_come_again_whoever_takes_turns(before, now, upto):
+    claimed = {divmod(number, before) for number in range(upto)}
+    first = past_of(WORLD.params, now, Claim(before, upto), []).first
+    assert not claimed & {divmod(number, now) for number in range(first, first + 400)}
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), unique=True))
+def test_nor_does_one_that_is_recorded(users, ended):
+    outcomes = [Outcome(user_id(user), True, False, visit=visit) for user, visit in ended]
+    first = past_of(WORLD.params, users, None, outcomes).first
+    coming = {divmod(number, users) for number in range(first, first + 400)}
+    assert not coming & {(o.visit, user_number(o.user_id)) for o in outcomes}

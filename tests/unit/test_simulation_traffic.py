@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from pipeline.agent.fusion import fuse
 from pipeline.agent.requests import PageRequest, admit, admit_feedback
@@ -226,11 +227,122 @@ def test_stopping_ends_at_once():
     assert len(outcomes) < 12
 
 
-def test_the_wall_clock_waits_no_longer_than_the_stop():
-    stop = threading.Event()
-    stop.set()
-    clock = WallClock(stop)
+def test_the_wall_clock_looks_up_now_and_then():
+    clock = WallClock()
     clock.wait_until(clock.now_ms() + 10**9)
+
+
+def test_after_a_stop_visits_under_way_are_finished_and_none_begins():
+    stop, feed = threading.Event(), Feed()
+
+    def decide(request: PageRequest) -> tuple[int, ...] | None:
+        if len(feed.log) > 30:
+            stop.set()
+        return feed.decide(request)
+
+    traffic = Traffic(WORLD, Flow(users=3, visits_per_s=30.0), decide, feed.report, feed.clock)  # some wait
+    outcomes = traffic.run(stop=stop, finish_s=10**6)
+    begun = {(r.event.user_id, r.event.session_id) for r in feed.log if isinstance(r.event, Impression)}
+    assert len(begun) == sum(o.exposed for o in outcomes) > 2
+    assert traffic.begun == len(outcomes) < traffic.next
+    assert traffic.undelivered == 0
+    assert sum(o.reward for o in outcomes) == pytest.approx(sum(traffic.rewards.values()))
+
+
+def test_after_a_stop_no_more_time_is_taken_than_there_is():
+    stop, feed = threading.Event(), Feed()
+    traffic = Traffic(WORLD, Flow(visits_per_s=100.0), feed.decide, lambda event: stop.set(), feed.clock)
+    traffic.run(stop=stop, finish_s=0.05)
+    assert traffic.begun > len(traffic.outcomes)
+    assert traffic.undelivered > 0
+    assert traffic.due_ms == {}
+
+
+def test_users_come_for_so_long():
+    traffic = Feed().traffic(users=50, visits_per_s=20.0)
+    assert len(traffic.run(seconds=1.5)) == traffic.next == 30
+    assert traffic.came_per_s == pytest.approx(20)
+
+
+def test_a_user_is_in_one_place_at_a_time():
+    feed = Feed()
+    feed.traffic(users=2, visits_per_s=50.0).run(visits=30)
+    there: dict[str, str] = {}
+    left: set[str] = set()
+    for event in (r.event for r in feed.log if isinstance(r.event, Impression)):
+        if there.get(event.user_id) != event.session_id:
+            assert event.session_id not in left
+            left.add(there.get(event.user_id, ""))
+            there[event.user_id] = event.session_id
+    assert len(left) > 10
+
+
+def test_pages_are_asked_while_others_wait_for_their_answers():
+    together = threading.Barrier(4)
+    met = threading.Event()
+
+    def decide(request: PageRequest) -> tuple[int, ...]:
+        if not met.is_set():
+            together.wait(30)  # four users have asked, and none has been answered
+            met.set()
+        return tuple(range(len(request.items)))
+
+    flow = Flow(users=60, visits_per_s=1000.0, pace=0.0001, transport_ms=0, disorder_ms=1)
+    traffic = Traffic(WORLD, flow, decide, lambda event: None, WallClock(), threads=4)
+    assert len(traffic.run(visits=30)) == 30
+
+
+def test_what_deciding_raises_ends_the_traffic():
+    def decide(request: PageRequest) -> tuple[int, ...]:
+        raise OSError("broken")
+
+    traffic = Traffic(WORLD, Flow(), decide, lambda event: None, WallClock(), threads=2)
+    with pytest.raises(OSError, match="broken"):
+        traffic.run(visits=20)
+
+
+def test_falling_behind_is_measured_and_said(caplog: pytest.LogCaptureFixture):
+    feed = Feed()
+    dues: list[int] = []
+
+    def slow(request: PageRequest) -> tuple[int, ...] | None:
+        dues.append(request.time_ms - traffic.due_ms[request.request_id])
+        feed.clock.wait_until(feed.clock.now_ms() + 300)
+        return tuple(range(len(request.items)))
+
+    traffic = Traffic(WORLD, Flow(users=60, visits_per_s=10.0), slow, feed.report, feed.clock)
+    traffic.run(visits=60)
+    assert traffic.worst_late_ms == max(dues) > 10_000
+    assert traffic.came_per_s < 8
+    warnings = [r.message for r in caplog.records if "behind, with" in r.message]
+    assert 1 <= len(warnings) <= 1 + (feed.clock.now_ms() - START_MS) / 10_000
+
+
+def test_a_driver_that_keeps_up_says_nothing(caplog: pytest.LogCaptureFixture):
+    traffic = Feed().traffic(users=60)
+    traffic.run(visits=60)
+    assert traffic.worst_late_ms == 0
+    assert traffic.came_per_s == pytest.approx(10)
+    assert not caplog.records
+
+
+def test_a_session_is_cut_where_play_cuts_it():
+    """It earns the same; the user just stops, without a leave."""
+    world = World(structs.replace(WORLD.params, max_pages=3))
+    feed = Feed(1.0)
+    traffic = Traffic(world, Flow(users=60, duplicated=0), feed.decide, feed.report, feed.clock)
+    outcomes = [o for o in traffic.run(visits=60) if o.exposed]
+    played = play(world, constant(1.0), 1, np.arange(60))
+    leavers = {
+        r.event.user_id for r in feed.log if isinstance(r.event, Feedback) and r.event.kind is FeedbackKind.LEAVE
+    }
+    for outcome in outcomes:
+        user = int(outcome.user_id.removeprefix("user-"))
+        assert (outcome.pages, outcome.clicks) == (played.pages[user], played.clicks[user])
+        assert outcome.reward == pytest.approx(played.reward[user], abs=1e-9)
+    cut = [o for o in outcomes if o.user_id not in leavers]
+    assert 5 < len(cut) < len(outcomes)
+    assert {o.pages for o in cut} == {3}
 
 
 def test_a_summary_counts_users_who_click_and_visits_that_look():
