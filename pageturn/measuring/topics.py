@@ -29,7 +29,7 @@ from pipeline.logs.log import (
 from pipeline.records import Stamp
 from pipeline.streaming.counts import Counts, count, open_sessions
 from pipeline.streaming.outputs import read_all
-from pipeline.streaming.snapshot import Snapshot, SnapshotFile
+from pipeline.streaming.snapshot import Snapshot, SnapshotStore
 
 _SET_ASIDE = (LATE, ORPHANS, DUPLICATES)
 _OF_TRAINER = f"{TRANSITIONS}/"  # what its dead letters' ids begin with
@@ -214,7 +214,7 @@ def read_topics(config: FeatureConfig, log: EventLog, stream: Path) -> Topics:
     topics = Topics(config)
     if not has_topic(log, EVENTS):
         return topics
-    snapshot = SnapshotFile(stream).load()
+    snapshot = SnapshotStore(stream).load()
     if snapshot is not None:
         _open_events(snapshot, topics)
     for record in read_all(log, EVENTS, snapshot.progress.positions if snapshot else None):

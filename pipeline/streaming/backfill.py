@@ -79,16 +79,12 @@ def backfill(
     records = _Stretch(source.records(stamps.from_ms, end_ms), end_ms, config.stream.lateness)
     outbox = RangeOutbox(out, pages)
     # no snapshots: what a stopped back-fill wrote is found in its outputs
-    runner = EmbeddedRunner(lambda _: None, until_idle=True, stop=stop, limits=_without_snapshots(limits))
+    runner = EmbeddedRunner(None, until_idle=True, stop=stop, limits=limits)
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([]))
     build(pipeline, Poll(records), beam.ParDo(WriteToOutbox(outbox)), config)
     pipeline.run().wait_until_finish()
     out.sync()
     return None if stop.is_set() else BackFill(stamps, records.read, outbox.filed, stamps.to_ms <= end_ms)
-
-
-def _without_snapshots(limits: Limits) -> Limits:
-    return limits._replace(snapshot_after_records=2**62, snapshot_after_s=float("inf"))
 
 
 class _Stretch:

@@ -22,7 +22,8 @@ from pipeline.logs.log import (
     Record,
 )
 from pipeline.streaming.outputs import Identity, identity, page_identity, read_all
-from pipeline.streaming.snapshot import SESSION_STATE, SESSIONS_STEP, Snapshot, SnapshotFile, session_state
+from pipeline.streaming.shards import load_snapshots
+from pipeline.streaming.snapshot import SESSION_STATE, SESSIONS_STEP, Snapshot, session_state
 from pipeline.transitions.session import SessionState, open_events
 
 
@@ -60,11 +61,11 @@ _Payloads = Callable[[str], Iterator[bytes]]  # of a topic
 
 
 def count(log: EventLog, state_dir: Path, each: Each | None = None) -> Counts:
-    """Counts as of the last snapshot (the outputs of a running stream are a little ahead of it).
+    """Counts as of the last snapshot, of all shards (the outputs of a running stream are a little ahead of it).
 
     `each` hears of every distinct record with its topic: who wants to know more need not read the log again.
     """
-    snapshot = SnapshotFile(state_dir).load()
+    snapshots = load_snapshots(state_dir)
 
     def payloads(topic: str) -> Iterator[bytes]:
         for record in _distinct(log, topic):
@@ -75,13 +76,13 @@ def count(log: EventLog, state_dir: Path, each: Each | None = None) -> Counts:
     joined, pages, sessions = _pages(payloads)
     transitions, terminal = _transitions(payloads)
     return Counts(
-        read=snapshot.progress.read if snapshot else 0,
+        read=sum(snapshot.progress.read for snapshot in snapshots),
         joined=joined,
         duplicate=_size(payloads, DUPLICATES),
         late=_size(payloads, LATE),
         orphan=_size(payloads, ORPHANS),
         dead=sum(_is_raw(payload) for payload in payloads(DEAD_LETTERS)),
-        open=_open(snapshot) if snapshot else 0,
+        open=sum(map(_open, snapshots)),
         pages=pages,
         sessions=sessions,
         transitions=transitions,
@@ -127,5 +128,5 @@ def _open(snapshot: Snapshot) -> int:
 
 def open_sessions(snapshot: Snapshot) -> Iterator[SessionState]:
     """Raises SnapshotError where another build wrote them."""
-    states = snapshot.progress.steps[SESSIONS_STEP].cells[SESSION_STATE].values()
-    return (session_state(value) for values in states for value in values)
+    keys = snapshot.progress.steps[SESSIONS_STEP].keys.values()
+    return (session_state(value) for key in keys if key is not None for value in key.cells.get(SESSION_STATE, ()))

@@ -41,11 +41,14 @@ class Limits(NamedTuple):
 
 
 class EmbeddedRunner(PipelineRunner):
-    """Runs until `stop` is set or, with `until_idle`, until the source is caught up and no due timer is left."""
+    """Runs until `stop` is set or, with `until_idle`, until the source is caught up and no due timer is left.
+
+    `save` gets what changed since it was last called (the first time, since `resume`). None: nothing is to be saved.
+    """
 
     def __init__(
         self,
-        save: Callable[[Progress], None],
+        save: Callable[[Progress], None] | None,
         *,
         resume: Progress | None = None,
         until_idle: bool = False,
@@ -57,7 +60,8 @@ class EmbeddedRunner(PipelineRunner):
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> EmbeddedResult:
         """Check and wire the graph; nothing runs before `wait_until_finish`."""
-        loop = _Loop(wire(pipeline), self._save, self._resume, self._until_idle, self._stop, self._limits)
+        resume, self._resume = self._resume, None  # what was restored from is large, and not needed any more
+        loop = _Loop(wire(pipeline), self._save, resume, self._until_idle, self._stop, self._limits)
         return EmbeddedResult(loop, self._stop)
 
 
@@ -88,7 +92,7 @@ class _Loop:
     def __init__(
         self,
         graph: Graph,
-        save: Callable[[Progress], None],
+        save: Callable[[Progress], None] | None,
         resume: Progress | None,
         until_idle: bool,
         stop: threading.Event,
@@ -111,7 +115,7 @@ class _Loop:
                 self._snapshot_if_due()
                 if self._until_idle and batch.caught_up:
                     break
-                if not batch.records:
+                if not batch.records and not batch.passed_over:
                     self._stop.wait(self._limits.idle_wait_s)
             if self._unsaved:
                 self._snapshot()
@@ -120,6 +124,7 @@ class _Loop:
 
     def _turn(self, batch: Batch) -> None:
         """Records first, then the watermark that they allow, in as many bundles as it takes."""
+        self._unsaved += len(batch.records) + batch.passed_over
         if batch.records:
             self._bundle(lambda: self._push(batch))
         self._watermark_ms = max(self._watermark_ms, batch.watermark_ms)
@@ -138,7 +143,6 @@ class _Loop:
         for consume in self._graph.entry:
             consume(value)
         self._read += len(batch.records)
-        self._unsaved += len(batch.records)
 
     def _due(self) -> bool:
         return any(s.state is not None and s.state.timers.due(self._watermark_ms) for s in self._graph.steps)
@@ -168,15 +172,19 @@ class _Loop:
             self._snapshot()
 
     def _snapshot(self) -> None:
-        saved = {label: state.save() for label, state in self._states().items()}
-        self._save(Progress(self._watermark_ms, self._graph.source.positions, saved, self._read))
+        if self._save is None:
+            for state in self._states().values():
+                state.forget_changes()
+        else:
+            saved = {label: state.save_changes() for label, state in self._states().items()}
+            self._save(Progress(self._watermark_ms, self._graph.source.positions, saved, self._read))
         self._unsaved, self._saved_at_s = 0, time.monotonic()
 
     def _restore(self, progress: Progress) -> None:
         self._watermark_ms, self._read = progress.watermark_ms, progress.read
         states = self._states()
         saved = {label: step.names for label, step in progress.steps.items()}
-        found = {label: state.save().names for label, state in states.items()}
+        found = {label: state.saved().names for label, state in states.items()}
         if saved != found:
             message = f"the snapshot is of another graph: its steps have (states, timers) {saved}, this one's {found}"
             raise SnapshotError(message)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import exclusive
@@ -21,8 +23,9 @@ from pipeline.streaming.counts import Counts, count
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
 from pipeline.streaming.job import build
 from pipeline.streaming.progress import Progress
+from pipeline.streaming.shards import Shard
 from pipeline.streaming.sinks import Outbox, WriteToOutbox
-from pipeline.streaming.snapshot import Snapshot, SnapshotFile
+from pipeline.streaming.snapshot import Snapshot, SnapshotStore
 from pipeline.streaming.sources import LogSource, Poll
 from pipeline.transitions.session import STATE_VERSION
 
@@ -37,20 +40,20 @@ def run_stream(
     stop: threading.Event,
     clock_ms: Callable[[], int] = wall_clock_ms,
     limits: Limits = Limits(),  # noqa: B008 (immutable)
+    shard: Shard = Shard(),  # noqa: B008
 ) -> Counts | None:
     """Join the log's events until stopped; None then, since a stop must be quick.
 
     With `until_idle`, return once all events are read, the watermark is where the clock allows it to be, and no
-    decision is due; then with the counts. `partitions` is for topics that are not there yet.
+    decision is due; then with the counts (None from a shard: only all together can be counted). `partitions` is for
+    topics that are not there yet.
     """
-    log = open_log(log_url)
-    try:
-        with exclusive(state_dir):
-            _create_topics(log, partitions, until_idle)
-            _run(config, log, SnapshotFile(state_dir), until_idle, stop, clock_ms, limits)
-            return None if stop.is_set() else count(log, state_dir)
-    finally:
-        log.close()
+    home = shard.folder(state_dir)
+    with closing(open_log(log_url)) as log, exclusive(home):
+        _create_topics(log, partitions, until_idle)
+        with closing(SnapshotStore(home)) as store:
+            _submit(config, log, store, shard, until_idle, stop, clock_ms, limits).wait_until_finish()
+        return None if stop.is_set() or shard.count > 1 else count(log, state_dir)
 
 
 def job_of(config: FeatureConfig) -> dict[str, Any]:
@@ -73,27 +76,31 @@ def _create_topics(log: EventLog, partitions: int, until_idle: bool) -> None:
         ensure_topic(log, topic, partitions)
 
 
-def _run(
+def _submit(
     config: FeatureConfig,
     log: EventLog,
-    file: SnapshotFile,
+    store: SnapshotStore,
+    shard: Shard,
     until_idle: bool,
     stop: threading.Event,
     clock_ms: Callable[[], int],
     limits: Limits,
-) -> None:
-    snapshot, job = file.load(), job_of(config)
+) -> PipelineResult:
+    """Ready to run. What it goes on from, which is large, is let go of on return."""
+    snapshot, job = store.load(), job_of(config)
     if snapshot is not None:
-        file.check(snapshot, job)
+        store.check(snapshot, job)
     progress = snapshot.progress if snapshot else None
     reader = OrderedReader(log, EVENTS, progress and progress.positions, clock_ms, config.stream.clock_skew)
-    outbox = Outbox(log, OUTPUTS, snapshot.sinks if snapshot else None)
+    whole = shard.count == 1
+    source = LogSource(reader, config.stream.lateness, None if whole else shard.owns)
+    outbox = Outbox(log, OUTPUTS, snapshot.sinks if snapshot else None, None if whole else shard.owns_session)
 
     def save(progress: Progress) -> None:
         log.sync()  # the snapshot must not outlive the outputs it takes for written
-        file.save(Snapshot(job, progress, outbox.positions()))
+        store.save(Snapshot(job, progress, outbox.positions()))
 
     runner = EmbeddedRunner(save, resume=progress, until_idle=until_idle, stop=stop, limits=limits)
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([]))
-    build(pipeline, Poll(LogSource(reader, config.stream.lateness)), beam.ParDo(WriteToOutbox(outbox)), config)
-    pipeline.run().wait_until_finish()
+    build(pipeline, Poll(source), beam.ParDo(WriteToOutbox(outbox)), config)
+    return pipeline.run()

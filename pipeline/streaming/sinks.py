@@ -6,13 +6,13 @@ offsets in the snapshot, and skips those records when they come again, which the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import apache_beam as beam
 import xxhash
 
-from pipeline.logs.log import Entry, EventLog
+from pipeline.logs.log import DEAD_LETTERS, Entry, EventLog
 from pipeline.streaming.errors import TwoContentsError
 from pipeline.streaming.outputs import identity, read_all
 
@@ -31,9 +31,16 @@ class Encoded(NamedTuple):
 class Outbox:
     """Collects outputs and appends them to their topics when told to."""
 
-    def __init__(self, log: EventLog, topics: Sequence[str], since: Offsets | None = None) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        topics: Sequence[str],
+        since: Offsets | None = None,
+        owns_session: Callable[[str], bool] | None = None,
+    ) -> None:
+        """`owns_session` tells the sessions whose outputs come here, where that is not all."""
         self._log, self._topics = log, topics
-        self._written = _written(log, topics, since or {})
+        self._written = _written(log, topics, since or {}, owns_session)
         self._waiting: dict[str, list[Entry]] = {}
 
     def add(self, output: Encoded) -> None:
@@ -80,11 +87,15 @@ class WriteToOutbox(beam.DoFn):
         self._outbox.flush()
 
 
-def _written(log: EventLog, topics: Iterable[str], since: Offsets) -> dict[tuple[str, str, str], list[bytes]]:
+def _written(
+    log: EventLog, topics: Iterable[str], since: Offsets, owns_session: Callable[[str], bool] | None
+) -> dict[tuple[str, str, str], list[bytes]]:
     """Digests of the records behind the offsets, by topic, key and id, in the order in which they were written."""
     written: dict[tuple[str, str, str], list[bytes]] = {}
     for topic in topics:
         for record in read_all(log, topic, since.get(topic)):
+            if owns_session is not None and topic != DEAD_LETTERS and not owns_session(record.key):
+                continue
             name = identity(topic, record.payload)
             if name is not None:
                 digest = xxhash.xxh3_128_digest(record.payload)

@@ -1,4 +1,4 @@
-"""The stream's state on disk: one file, replaced as a whole, msgpack behind a header with format and checksum."""
+"""The stream's state on disk: in <state>/snapshot, saved a change at a time."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import xxhash
-from msgspec import Struct
+from msgspec import Raw, Struct, structs
 
-from pipeline import durable
+from pipeline.streaming import changelog
 from pipeline.streaming.errors import SnapshotError
-from pipeline.streaming.progress import Progress
+from pipeline.streaming.progress import Progress, SavedKey, SavedStep
+from pipeline.streaming.segments import ANEW
 from pipeline.transitions.session import SessionState, StateError, decode_state
 
 SESSIONS_STEP, SESSION_STATE = "Stream/Sessions", "session"  # where the stream keeps its sessions
 
-_MAGIC = b"pageturn stream snapshot "
-_HEADER = _MAGIC + b"2\n"  # raise the number whenever a field below, or of Progress, changes
-_DIGEST_BYTES = 16
-_ANEW = "start anew with an empty state folder and new output topics (the events are read again from the start)"
+_OLD_FILE = "stream.snapshot"  # of formats before the third
+_SEGMENT_BYTES = 16 * 1024 * 1024
+_DEAD_ALLOWED = 5_000  # records beyond as many dead as alive, before any are swept up
 
 
 class Snapshot(Struct, frozen=True):
@@ -28,27 +27,27 @@ class Snapshot(Struct, frozen=True):
     sinks: dict[str, dict[int, int]]  # topic -> partition -> end offset when the snapshot was taken
 
 
-class SnapshotFile:
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "stream.snapshot"
+class SnapshotStore:
+    """Reading is for every process at any time; saving for the one that has the folder to itself."""
+
+    def __init__(self, state: Path, *, segment_bytes: int = _SEGMENT_BYTES, dead_allowed: int = _DEAD_ALLOWED) -> None:
+        self._state, self._folder = state, state / "snapshot"
+        self._segment_bytes, self._dead_allowed = segment_bytes, dead_allowed
+        self._writer: changelog.Writer | None = None
 
     def load(self) -> Snapshot | None:
         """None if there is none; SnapshotError if it is damaged or of another format."""
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            message = f"cannot read snapshot {self._path}: {error.strerror}"
-            raise SnapshotError(message) from error
-        return _decode(self._path, data)
+        found = self._read()
+        return None if found is None else self._snapshot(found)
 
     def save(self, snapshot: Snapshot) -> None:
-        body = msgspec.msgpack.encode(snapshot)
+        """Its steps say what changed since the last one; the first time, everything."""
         try:
-            durable.write(self._path, _HEADER + xxhash.xxh3_128_digest(body) + body)
+            if self._writer is None:
+                self._writer = changelog.Writer(self._folder, self._read(), self._segment_bytes, self._dead_allowed)
+            self._writer.save(_changes(snapshot.progress), Raw(msgspec.msgpack.encode(_without_keys(snapshot))))
         except OSError as error:
-            message = f"cannot write snapshot {self._path}: {error.strerror}; the last one is still there"
+            message = f"cannot write snapshot {self._folder}: {error.strerror}; the last one is still there"
             raise SnapshotError(message) from error
 
     def check(self, snapshot: Snapshot, job: dict[str, Any]) -> None:
@@ -57,8 +56,35 @@ class SnapshotFile:
         was, now = snapshot.job, job
         differences = [f"{n} was {was.get(n)}, is {now.get(n)}" for n in names if was.get(n) != now.get(n)]
         if differences:
-            message = f"snapshot {self._path} is of another job: {'; '.join(differences)}. Go back to that, or {_ANEW}"
+            message = f"snapshot {self._folder} is of another job: {'; '.join(differences)}. Go back to that, or {ANEW}"
             raise SnapshotError(message)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _read(self) -> changelog.Found | None:
+        old = self._state / _OLD_FILE
+        if old.exists():
+            message = f"{old} is a snapshot of another format, of an earlier program: use that one, or {ANEW}"
+            raise SnapshotError(message)
+        try:
+            while True:
+                try:
+                    return changelog.read(self._folder)
+                except FileNotFoundError:  # a stream at work has just deleted a segment
+                    continue
+        except OSError as error:
+            message = f"cannot read snapshot {self._folder}: {error.strerror}"
+            raise SnapshotError(message) from error
+
+    def _snapshot(self, found: changelog.Found) -> Snapshot:
+        try:
+            snapshot = msgspec.msgpack.decode(found.note, type=Snapshot)
+            return _with_keys(snapshot, found.table)
+        except msgspec.DecodeError as error:
+            message = f"{self._folder} is not laid out as expected: {error}; {ANEW}"
+            raise SnapshotError(message) from error
 
 
 def session_state(encoded: bytes) -> SessionState:
@@ -66,22 +92,26 @@ def session_state(encoded: bytes) -> SessionState:
     try:
         return decode_state(encoded)
     except StateError as error:
-        message = f"a session's saved state cannot be read: {error}; use the program that saved it, or {_ANEW}"
+        message = f"a session's saved state cannot be read: {error}; use the program that saved it, or {ANEW}"
         raise SnapshotError(message) from error
 
 
-def _decode(path: Path, data: bytes) -> Snapshot:
-    if not data.startswith(_HEADER):
-        found = data[:40].split(b"\n")[0]
-        what = "of another format" if found.startswith(_MAGIC) else "no snapshot"
-        message = f"{path} is {what}: expected it to begin with {_HEADER!r}, found {found!r}; {_ANEW}"
-        raise SnapshotError(message)
-    digest, body = data[len(_HEADER) :][:_DIGEST_BYTES], data[len(_HEADER) + _DIGEST_BYTES :]
-    if xxhash.xxh3_128_digest(body) != digest:
-        message = f"{path} is damaged: its checksum does not fit its {len(body)} bytes; restore it, or {_ANEW}"
-        raise SnapshotError(message)
-    try:
-        return msgspec.msgpack.decode(body, type=Snapshot)
-    except msgspec.DecodeError as error:
-        message = f"{path} is not laid out as expected: {error}; {_ANEW}"
-        raise SnapshotError(message) from error
+def _changes(progress: Progress) -> changelog.Changes:
+    encode = msgspec.msgpack.encode
+    return {
+        label: {key: None if saved is None else Raw(encode(saved)) for key, saved in step.keys.items()}
+        for label, step in progress.steps.items()
+    }
+
+
+def _without_keys(snapshot: Snapshot) -> Snapshot:
+    return _with_keys(snapshot, {})
+
+
+def _with_keys(snapshot: Snapshot, table: changelog.Table) -> Snapshot:
+    decode = msgspec.msgpack.Decoder(SavedKey).decode
+    steps: dict[str, SavedStep] = {}
+    for label, step in snapshot.progress.steps.items():
+        keys: dict[str, SavedKey | None] = {key: decode(value) for key, value in table.get(label, {}).items()}
+        steps[label] = structs.replace(step, keys=keys)
+    return structs.replace(snapshot, progress=structs.replace(snapshot.progress, steps=steps))

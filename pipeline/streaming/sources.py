@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn, Protocol
 
 import apache_beam as beam
@@ -15,6 +16,7 @@ class Batch(NamedTuple):
     records: list[Record]
     watermark_ms: int  # every record stamped before this + the allowed lateness has been given out
     caught_up: bool  # nothing more can be had at the moment
+    passed_over: int = 0  # records that were read as well, and are not for this stream
 
 
 class PolledSource(Protocol):
@@ -27,10 +29,13 @@ class PolledSource(Protocol):
 
 
 class LogSource:
-    """The topic's records in the order of their stamps; the watermark trails them by the allowed lateness."""
+    """The topic's records in the order of their stamps; the watermark trails them by the allowed lateness.
 
-    def __init__(self, reader: OrderedReader, lateness_ms: int) -> None:
-        self._reader, self._lateness_ms = reader, lateness_ms
+    Of what is read, the records that `owns` does not want are passed over.
+    """
+
+    def __init__(self, reader: OrderedReader, lateness_ms: int, owns: Callable[[Record], bool] | None = None) -> None:
+        self._reader, self._lateness_ms, self._owns = reader, lateness_ms, owns
 
     @property
     def positions(self) -> dict[int, int]:
@@ -38,7 +43,9 @@ class LogSource:
 
     def poll(self, limit: int) -> Batch:
         records = self._reader.poll(limit)
-        return Batch(records, self._reader.low_stamp_ms - self._lateness_ms, self._reader.caught_up())
+        own = records if self._owns is None else [record for record in records if self._owns(record)]
+        watermark_ms = self._reader.low_stamp_ms - self._lateness_ms
+        return Batch(own, watermark_ms, self._reader.caught_up(), len(records) - len(own))
 
 
 class Poll(beam.PTransform):

@@ -26,7 +26,7 @@ from apache_beam.utils.timestamp import Timestamp
 from pipeline.errors import PageturnError
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
 from pipeline.streaming.errors import SnapshotError
-from pipeline.streaming.progress import Progress
+from pipeline.streaming.progress import Progress, SavedKey, whole
 from pipeline.streaming.sources import Batch, Poll
 
 # (records, watermark) of each poll; a record is "key=due" and arms a timer, "key" alone is just kept
@@ -281,16 +281,16 @@ STORY: Script = [(["a=10", "b=20"], 5), (["a=12", "odd"], 8), (["c=30"], 11), ([
 
 @pytest.mark.parametrize("cut", range(1, len(STORY)))
 def test_a_run_from_a_snapshot_tells_the_rest_of_the_story(cut: int) -> None:
-    whole = Harness().run(STORY)
+    at_once = Harness().run(STORY)
     first, second = Harness(), Harness()
     told = first.run(STORY[:cut])
-    assert told + second.run(STORY, resume=first.saved[-1]) == whole
+    assert told + second.run(STORY, resume=whole(first.saved)) == at_once
 
 
 def test_the_watermark_is_part_of_a_snapshot(harness: Harness) -> None:
     """A source may start again further back than it had come, as one does whose partitions were idle."""
     harness.run([(["a=10"], 50)])
-    assert Harness().run([([], 0), (["b=40"], 0)], resume=harness.saved[-1]) == ["got b=40", "b@40:1:40"]
+    assert Harness().run([([], 0), (["b=40"], 0)], resume=whole(harness.saved)) == ["got b=40", "b@40:1:40"]
 
 
 def test_snapshots_are_taken_by_number_of_records_between_bundles(harness: Harness) -> None:
@@ -300,7 +300,7 @@ def test_snapshots_are_taken_by_number_of_records_between_bundles(harness: Harne
 
 def test_a_snapshot_is_taken_while_many_timers_fire(harness: Harness) -> None:
     harness.run([([f"{k}=10" for k in "abcdef"], 100)], timers_per_bundle=2, snapshot_after_records=2)
-    assert [len(p.steps["Remember"].timers) for p in harness.saved] == [4, 2, 0]
+    assert [len(whole(harness.saved[: n + 1]).steps["Remember"].keys) for n in range(3)] == [4, 2, 0]
     rest = Harness().run([([], 100), ([], 100)], resume=harness.saved[0])
     assert rest == ["c@10:1:10", "d@10:1:10", "e@10:1:10", "f@10:1:10"]
 
@@ -308,8 +308,32 @@ def test_a_snapshot_is_taken_while_many_timers_fire(harness: Harness) -> None:
 def test_a_snapshot_holds_encoded_values(harness: Harness) -> None:
     harness.run([(["a=10", "a=20"], 5)])
     (step,) = harness.saved[-1].steps.values()
-    assert step.cells == {"seen": {"a": [b"10", b"20"]}, "count": {"a": [b"\x02"]}}
-    assert step.timers == [(20, "ts-wake", "a", "")]
+    assert step.keys == {"a": SavedKey({"seen": [b"10", b"20"], "count": [b"\x02"]}, [("ts-wake", "", 20)])}
+
+
+def changes(harness: Harness) -> list[dict[str, bool]]:
+    """By snapshot: the keys in it, and whether anything is left of them."""
+    return [{key: saved is not None for key, saved in p.steps["Remember"].keys.items()} for p in harness.saved]
+
+
+def test_a_snapshot_holds_what_changed_since_the_last_one(harness: Harness) -> None:
+    script = [(["a=10", "b=20"], 5), (["b=30"], 6), ([], 10), (["c", "c=never"], 30)]
+    harness.run(script, snapshot_after_records=1)
+    assert changes(harness) == [{"a": True, "b": True}, {"b": True}, {"a": False}, {"b": False, "c": True}]
+
+
+def test_a_run_from_a_snapshot_saves_what_changes_from_there_on(harness: Harness) -> None:
+    harness.run([(["a=10", "b=20"], 5)])
+    later = Harness()
+    later.run([([], 5), ([], 10)], resume=whole(harness.saved))
+    assert changes(later) == [{"a": False}]
+
+
+def test_a_timer_that_is_cleared_is_a_change(harness: Harness) -> None:
+    harness.run([(["a=10"], 5), (["a=never"], 6)], snapshot_after_records=1)
+    saved = harness.saved[-1].steps["Remember"].keys["a"]
+    assert saved is not None
+    assert saved.timers == []
 
 
 def test_a_snapshot_of_another_graph_is_refused(harness: Harness) -> None:

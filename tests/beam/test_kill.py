@@ -18,7 +18,7 @@ from pipeline.logs.files import FileLog
 from pipeline.logs.log import EVENTS, OUTPUTS, Entry
 from pipeline.streaming.outputs import identity, read_all
 from pipeline.streaming.run import run_stream
-from pipeline.streaming.snapshot import SnapshotFile
+from pipeline.streaming.snapshot import SnapshotStore
 
 SCRIPT = Path(__file__).with_name("stream_process.py")
 PATIENCE_S = 120
@@ -88,7 +88,7 @@ def test_sigterm_takes_a_snapshot_and_ends_it(
     child.send_signal(signal.SIGTERM)
     said, complaints = child.communicate(timeout=PATIENCE_S)
     assert (child.returncode, said, complaints) == (0, "stopped\n", "")
-    snapshot = SnapshotFile(place.state).load()
+    snapshot = SnapshotStore(place.state).load()
     assert snapshot is not None
     assert snapshot.sinks == {topic: place.log.end_offsets(topic) for topic in OUTPUTS}
 

@@ -38,8 +38,8 @@ from pipeline.records import (
     Transition,
 )
 from pipeline.simulation.outcomes import Outcome
-from pipeline.streaming.progress import Progress, SavedStep
-from pipeline.streaming.snapshot import SESSION_STATE, SESSIONS_STEP, Snapshot, SnapshotFile
+from pipeline.streaming.progress import Progress, SavedKey, SavedStep
+from pipeline.streaming.snapshot import SESSION_STATE, SESSIONS_STEP, Snapshot, SnapshotStore
 from pipeline.transitions.session import Rules, Stamped, encode_state, on_events
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,9 +127,10 @@ class MadeRun:
         stamped = [Stamped(Stamp(START_MS, 0, offset), event) for offset, event in enumerate(still_open)]
         state = on_events(Rules.of(self.config), None, stamped).state
         assert state is not None
-        step = SavedStep({SESSION_STATE: {"s-1": [encode_state(state)]}}, [], [])
+        step = SavedStep([SESSION_STATE], [], {"s-1": SavedKey({SESSION_STATE: [encode_state(state)]}, [])})
         self.run.stream.mkdir(exist_ok=True)
-        SnapshotFile(self.run.stream).save(Snapshot({}, Progress(0, {0: read}, {SESSIONS_STEP: step}, read), {}))
+        with closing(SnapshotStore(self.run.stream)) as store:
+            store.save(Snapshot({}, Progress(0, {0: read}, {SESSIONS_STEP: step}, read), {}))
 
     # Learning --------------------------------------------------------------------------------------------------------
 
