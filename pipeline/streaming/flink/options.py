@@ -14,6 +14,8 @@ LOCAL = "[local]"
 FLINK_VERSION = "1.20"
 # Groups of keys that state is stored by; a savepoint is bound to it, and no parallelism can be higher.
 MAX_PARALLELISM = 128
+# What a step gave out, and the watermark, go on when its bundle ends: this often, at the latest.
+_BUNDLE_MS = 200
 # Flink's and Beam's libraries reach into the JDK's own packages.
 _OPENS = ("io", "lang", "net", "nio", "text", "time", "util", "util.concurrent")
 
@@ -44,6 +46,7 @@ def pipeline_options(settings: Settings, name: str, checkpoints: str, resume: st
         f"--parallelism={settings.parallelism}",
         f"--max_parallelism={MAX_PARALLELISM}",
         f"--checkpointing_interval={settings.checkpoint_interval_ms}",
+        f"--max_bundle_time_mills={_BUNDLE_MS}",
         f"--state_backend_storage_path={checkpoints}",
         "--retain_externalized_checkpoints_on_cancellation=true",
         *(f"--job_server_jvm_properties={flag}" for flag in (*_jvm_flags(), *settings.job_server_flags)),

@@ -1,0 +1,186 @@
+"""What the stream on Flink is made of, without Flink: its source, its worker, where a job goes on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from apache_beam.portability.api import beam_provision_api_pb2 as provision
+from apache_beam.portability.api import endpoints_pb2
+from apache_beam.runners.worker.bundle_processor import OutputTimer
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.logs.files import FileLog
+from pipeline.logs.log import EVENTS, Entry
+from pipeline.streaming.errors import SnapshotError
+from pipeline.streaming.flink import launch
+from pipeline.streaming.flink.options import Settings, pipeline_options
+from pipeline.streaming.flink.source import Pace, Reached, ReadPartition, arm
+from pipeline.streaming.flink.worker import environment
+
+LATENESS_MS, SKEW_MS = 100, 10
+BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
+
+
+class Cell:
+    """A value state."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def read(self) -> Any:
+        return self.value
+
+    def write(self, value: Any) -> None:
+        self.value = value
+
+
+class Timer:
+    def set(self, due: Timestamp) -> None:
+        self.due_ms = due.micros // 1000
+        self.hold_ms = self._input_timestamp.micros // 1000
+
+
+class Source:
+    """A partition being read, one call of the timer after another."""
+
+    def __init__(self, log: FileLog, url: str, now_ms: int, pace: Pace) -> None:
+        self.log, self.now_ms = log, now_ms
+        self.read = ReadPartition(url, LATENESS_MS, SKEW_MS, pace, lambda: self.now_ms)
+        self.read.setup()
+        self.reached, self.again = Cell(), Timer()
+        self.read.process((0, 0), self.reached, self.again)
+
+    def call(self) -> list[tuple[int, list[int]]]:
+        """(timestamp, offsets of the records) of each element."""
+        elements = list(self.read.on_again(0, self.reached, self.again))
+        assert self.again.hold_ms == self.reached.value.watermark_ms
+        return [(e.timestamp.micros // 1000, [record.offset for record in e.value]) for e in elements]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> FileLog:
+    log = FileLog(tmp_path / "log")
+    log.create(EVENTS, 1)
+    return log
+
+
+@pytest.fixture
+def source(log: FileLog, tmp_path: Path) -> Source:
+    return Source(log, (tmp_path / "log").as_uri(), 5_000, Pace(2, 4, 50))
+
+
+def append(log: FileLog, *stamps: int) -> None:
+    log.append(EVENTS, [Entry("k", b"{}", stamp) for stamp in stamps])
+
+
+def test_an_empty_log_is_as_far_as_the_clock(source: Source) -> None:
+    assert source.call() == []
+    assert source.reached.value == Reached(0, 5_000 - SKEW_MS - LATENESS_MS)
+    assert source.again.due_ms == 5_000 + 50
+
+
+def test_a_call_reads_a_bounded_share_and_the_watermark_trails_its_last_stamp(source: Source) -> None:
+    append(source.log, 1_000, 2_000, 3_000, 3_001, 4_000)
+    first = [(BEGINNING_MS, [0, 1]), (2_000 - LATENESS_MS, [2, 3])]  # each element at the watermark before it
+    assert source.call() == first
+    assert source.reached.value == Reached(4, 3_001 - LATENESS_MS)
+    assert source.again.due_ms == 5_000  # at once: there is more
+    assert source.call() == [(3_001 - LATENESS_MS, [4])]
+    assert source.reached.value == Reached(5, 5_000 - SKEW_MS - LATENESS_MS)
+
+
+def test_a_partition_with_stamps_ahead_of_the_clock_is_as_far_as_they_are(source: Source) -> None:
+    append(source.log, 9_000)
+    source.call()
+    assert source.reached.value.watermark_ms == 9_000 - LATENESS_MS
+    source.now_ms = 6_000
+    source.call()
+    assert source.reached.value.watermark_ms == 9_000 - LATENESS_MS  # never backwards
+
+
+def test_an_idle_partition_goes_with_the_clock(source: Source) -> None:
+    append(source.log, 1_000)
+    source.call()
+    source.now_ms = 60_000
+    assert source.call() == []
+    assert source.reached.value == Reached(1, 60_000 - SKEW_MS - LATENESS_MS)
+
+
+def test_a_restored_job_that_begins_again_stays_where_it_was(source: Source) -> None:
+    append(source.log, 1_000, 2_000)
+    source.call()
+    was = source.reached.value
+    source.read.process((0, 0), source.reached, source.again)
+    assert source.reached.value == was
+    assert source.again.hold_ms == was.watermark_ms
+    assert source.call() == []
+
+
+def test_beams_timer_holds_the_watermark_where_it_is_told_to() -> None:
+    """On an internal of Beam: without it the watermark would be the clock's, and events would be late unseen."""
+    sent: list[Any] = []
+    coder = SimpleNamespace(encode_to_stream=lambda timer, stream, nested: sent.append(timer))
+    timer = OutputTimer(
+        0, GlobalWindow(), Timestamp(1), PANE_INFO_UNKNOWN, TimeDomain.REAL_TIME, "again", coder,
+        SimpleNamespace(maybe_flush=lambda: None),
+    )  # fmt: skip
+    arm(timer, 9_000, 7_000)
+    assert (sent[0].fire_timestamp, sent[0].hold_timestamp) == (Timestamp(9), Timestamp(7))
+
+
+def test_the_worker_gets_what_beams_main_program_reads() -> None:
+    endpoint = endpoints_pb2.ApiServiceDescriptor(url="localhost:1")
+    info = provision.ProvisionInfo(logging_endpoint=endpoint, control_endpoint=endpoint, runner_capabilities=["a", "b"])
+    info.pipeline_options.update({"beam:option:streaming:v1": True})
+    variables = environment("3-1", info)
+    assert variables["WORKER_ID"] == "3-1"
+    assert variables["CONTROL_API_SERVICE_DESCRIPTOR"].strip() == 'url: "localhost:1"'
+    assert variables["RUNNER_CAPABILITIES"] == "a b"
+    assert msgspec.json.decode(variables["PIPELINE_OPTIONS"]) == {"beam:option:streaming:v1": True}
+    assert "STATUS_API_SERVICE_DESCRIPTOR" not in variables
+
+
+def test_a_job_goes_on_from_the_newest_complete_state(tmp_path: Path) -> None:
+    assert launch.resume_point(tmp_path) is None
+    names = ["checkpoints/job1/chk-9", "savepoints/savepoint-1", "checkpoints/job2/chk-3", "checkpoints/job2/chk-4"]
+    for age, name in enumerate(names):
+        (tmp_path / name).mkdir(parents=True)
+        if age < 3:  # the last one was not finished
+            (tmp_path / name / "_metadata").touch()
+            os.utime(tmp_path / name / "_metadata", (age, age))
+    assert launch.resume_point(tmp_path) == (tmp_path / "checkpoints/job2/chk-3").as_uri()
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [("log", "file:///other", "log was"), ("name", "x", None)])
+def test_the_state_of_another_job_is_refused(
+    config: FeatureConfig, tmp_path: Path, field: str, value: str, message: str | None
+) -> None:
+    was = launch.Submitted(launch.job_of(config), "file:///log", "n")
+    now = msgspec.structs.replace(was, **{field: value})
+    if message is None:
+        launch._check(tmp_path, was, now)
+    else:
+        with pytest.raises(SnapshotError, match=message):
+            launch._check(tmp_path, was, now)
+
+
+def test_a_damaged_note_of_the_job_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "flink.json").write_bytes(b"{")
+    with pytest.raises(SnapshotError, match="damaged"):
+        launch._submitted(tmp_path)
+
+
+def test_options_of_a_cluster_and_of_this_machine() -> None:
+    far = pipeline_options(Settings("h:1", 2, worker="w"), "n", "file:///c", "file:///s").get_all_options()
+    assert (far["flink_master"], far["parallelism"], far["environment_type"]) == ("h:1", 2, "PROCESS")
+    assert msgspec.json.decode(far["environment_config"]) == {"command": "w"}
+    assert pipeline_options(Settings(), "n", "file:///c", None).get_all_options()["environment_type"] == "LOOPBACK"

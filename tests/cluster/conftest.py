@@ -1,0 +1,59 @@
+"""Flink, and the stream as a user starts it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline.config.schema import FeatureConfig
+from tests.beam.conftest import config  # noqa: F401 (a fixture)
+from tests.cluster.broker import free_ports
+from tests.cluster.flink import Cluster, Stream, job_server
+from tests.conftest import ROOT, missing
+
+
+@pytest.fixture(scope="session")
+def flink_jars() -> Path:
+    jars = ROOT / ".cluster" / "flink"
+    if not jars.is_dir() or shutil.which("java") is None:
+        missing("flink", f"`make cluster` has not put Flink into {jars}, or java is not on the PATH")
+    return jars
+
+
+@pytest.fixture(scope="session")
+def flink_job_server(flink_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return job_server(flink_jars, tmp_path_factory.mktemp("job-server"))
+
+
+@pytest.fixture
+def flink(flink_jars: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """A job manager and two task managers with one slot each."""
+    cluster = Cluster(flink_jars, tmp_path / "flink", free_ports(3))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def start_stream(config: FeatureConfig, flink_job_server: Path, tmp_path: Path) -> Iterator[Callable[..., Stream]]:  # noqa: F811
+    """`pageturn stream --runner flink`; what is left of them is killed at the end."""
+    file = tmp_path / "config.yaml"
+    file.write_bytes(msgspec.json.encode(config))  # YAML, too
+    started: list[Stream] = []
+
+    def start(log_url: str, master: str | None = None, parallelism: int = 1) -> Stream:
+        options = ["--config", file, "--log", log_url, "--state", tmp_path / "state", "--partitions", 4]
+        options += ["--flink-job-server", flink_job_server, "--parallelism", parallelism]
+        options += ["--flink-master", master] if master else []
+        started.append(Stream(list(map(str, options)), tmp_path))
+        return started[-1]
+
+    yield start
+    for stream in started:
+        stream.kill()
