@@ -16,6 +16,7 @@ test: $(READY)
 # Servers that tests start on this machine: pinned jars, fetched by Maven (Java 17 or later) into .cluster.
 cluster:
 	cluster/fetch.sh kafka
+	cluster/fetch.sh flink
 
 test-cluster: $(READY) cluster
 	$(BIN)/python -m pytest -m cluster --timeout 900 $(PYTEST_ARGS)
