@@ -20,14 +20,15 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import structs
 
 from pipeline.agent.requests import PageRequest
 from pipeline.records import Feedback
-from pipeline.simulation import draws, observing
+from pipeline.simulation import observing
 from pipeline.simulation.agenda import Agenda, Clock, VirtualClock, WallClock
 from pipeline.simulation.draws import Array
 from pipeline.simulation.feed import Offer, Reaction, Sessions, advance, arrange, begin, offer, react
+from pipeline.simulation.flow import Flow, deliveries
 from pipeline.simulation.outcomes import Outcome
 from pipeline.simulation.params import SimulationError, World
 from pipeline.simulation.people import exposed
@@ -41,23 +42,8 @@ Decide = Callable[[PageRequest], Sequence[int] | None]
 Report = Callable[[Feedback], None]
 Ended = Callable[[Outcome, int], None]
 
-_TRANSPORT = 6  # what the keys of a page are used for, after those of feed and reactions
 _BEHIND_MS, _WARN_EVERY_MS = 1000, 10_000
 _LOG = logging.getLogger(__name__)
-
-
-class Flow(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who comes when, and what happens to events on their way."""
-
-    seed: int = 1
-    users: int = 3000  # they take turns, so each has visits / users of them
-    visits_per_s: float = 10.0
-    pace: float = 0.04  # seconds on the clock per second of the user's
-    transport_ms: int = 20  # how long any event is on its way, at least
-    disordered: float = 0.1  # share of events that take longer
-    disorder_ms: int = 400  # by up to this
-    duplicated: float = 0.05  # share of events that arrive a second time, as late as a disordered one may
-    prefix: str = "sim"  # of session and request ids: runs that share a log need different ones
 
 
 class _Visit(NamedTuple):
@@ -194,11 +180,11 @@ class Traffic:
             self._loyalty[user] = after(self._world.params, before, outcome)
         self.outcomes.append(outcome)
         self._ended(outcome, time_ms)
-        if self._stopped or not self._waiting[user]:
-            del self._waiting[user]
-        else:
+        if self._waiting[user]:
             visit = self._waiting[user].popleft()
             self._agenda.at(self._clock.now_ms(), lambda due_ms: self._begin(user, visit, due_ms))
+        else:
+            del self._waiting[user]
 
     # Pages -----------------------------------------------------------------------------------------------------------
 
@@ -225,7 +211,8 @@ class Traffic:
             self.unanswered += 1
         else:
             self.rewards[ids.request_id] = reward
-            self._send(events, page.page_keys)
+            for event, due_ms in deliveries(self._flow, events, page.page_keys):
+                self._deliver(event, due_ms)
         so_far = _added(visit.so_far, reaction, reward)
         if left or so_far.pages == params.max_pages:
             self._end(int(sessions.visitors.user[0]), so_far, shown.asked_ms)
@@ -256,18 +243,6 @@ class Traffic:
             )  # fmt: skip
 
     # Events ----------------------------------------------------------------------------------------------------------
-
-    def _send(self, events: Sequence[Feedback], page_keys: Array) -> None:
-        flow = self._flow
-        keys = draws.key(draws.key(page_keys, _TRANSPORT), np.arange(len(events)))
-        slow, slowness = draws.two_uniforms(keys)
-        twice, lateness = draws.two_uniforms(draws.key(keys, 0))
-        for number, event in enumerate(events):
-            arrives_ms = event.time_ms + flow.transport_ms
-            more_ms = int(slowness[number] * flow.disorder_ms) if slow[number] < flow.disordered else 0
-            self._deliver(event, arrives_ms + more_ms)
-            if twice[number] < flow.duplicated:
-                self._deliver(event, arrives_ms + int(lateness[number] * flow.disorder_ms))
 
     def _deliver(self, event: Feedback, due_ms: int) -> None:
         def arrive(_: int) -> None:

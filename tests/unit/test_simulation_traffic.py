@@ -240,11 +240,16 @@ def test_after_a_stop_visits_under_way_are_finished_and_none_begins():
             stop.set()
         return feed.decide(request)
 
-    traffic = Traffic(WORLD, Flow(users=3, visits_per_s=30.0), decide, feed.report, feed.clock)  # some wait
+    arrived: list[bool] = []
+    traffic = Traffic(
+        WORLD, Flow(users=3, visits_per_s=30.0), decide, feed.report, feed.clock,
+        arriving=lambda number: arrived.append(stop.is_set()),
+    )  # fmt: skip
     outcomes = traffic.run(stop=stop, finish_s=10**6)
     begun = {(r.event.user_id, r.event.session_id) for r in feed.log if isinstance(r.event, Impression)}
     assert len(begun) == sum(o.exposed for o in outcomes) > 2
-    assert traffic.begun == len(outcomes) < traffic.next
+    assert traffic.begun == len(outcomes) < traffic.next == len(arrived)  # some have waited for their user, in vain
+    assert not any(arrived)
     assert traffic.undelivered == 0
     assert sum(o.reward for o in outcomes) == pytest.approx(sum(traffic.rewards.values()))
 
