@@ -1,10 +1,11 @@
 """Topics of the event log as Parquet files, each record exactly once. Needs no Beam.
 
 Files are <dir>/<topic>/date=YYYY-MM-DD/hour=HH/p<partition>-<first offset>-<last offset>.parquet, by event time (raw
-events: by stamp), in UTC. A commit: (1) write the files under .staging and force them to the disk; (2) replace
-.commit.json, which names them and says how far the log is archived; (3) move each to its place. Whoever starts after
-a crash finishes (3) of the last commit and removes what no commit names; readers of <dir>/<topic> never see a file
-that is not whole, nor one twice.
+events: by stamp), in UTC. Rows go to the files under .staging as they come, and stay there until there is enough for
+files that are worth reading. A commit: (1) close these files and force them to the disk; (2) replace .commit.json,
+which names them and says how far the log is archived; (3) move each to its place. Whoever starts after a crash
+finishes (3) of the last commit and removes what no commit names; readers of <dir>/<topic> never see a file that is not
+whole, nor one twice.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.logs.reading import read_on
 from pipeline.streaming.tables import ARCHIVED, TABLES, Row, rows_of
 
 _VERSION = 1
-_ROW_GROUP = 65_536
+_STAGING, _COMMIT = ".staging", ".commit.json"
 
 
 class Place(NamedTuple):
@@ -49,8 +50,10 @@ class Place(NamedTuple):
 
 class Limits(NamedTuple):
     records_per_read: int = 1_000  # of one partition
-    commit_bytes: int = 16 * 1024 * 1024  # of payload: about 100 MB of rows in memory, some MB of Parquet
-    commit_after_s: float = 60.0
+    buffer_bytes: int = 16 * 1024 * 1024  # of payload: about 100 MB as rows, in memory; written as a row group
+    commit_bytes: int = 256 * 1024 * 1024  # of payload, over all topics and partitions
+    commit_after_s: float = 600.0
+    commit_files: int = 256  # that are being written: an import is over many hours
     idle_wait_s: float = 0.5
 
 
@@ -96,8 +99,8 @@ class _Archiver:
             for t, count in counts.items()
             for p in range(count)
         }
-        self._waiting: list[tuple[str, Record]] = []
-        self._bytes, self._committed_at_s, self._taken = 0, time.monotonic(), 0
+        self._staging = _Staging(directory, self._commit.number + 1, limits.buffer_bytes)
+        self._bytes, self._records, self._taken, self._committed_at_s = 0, 0, 0, time.monotonic()
 
     def run(self, until_idle: bool, stop: threading.Event) -> int:
         while not stop.is_set():
@@ -117,7 +120,9 @@ class _Archiver:
         found = False
         for (topic, partition), offset in self._next.items():
             records, following = read_on(self._log, topic, partition, offset, self._limits.records_per_read)
-            self._waiting += [(topic, record) for record in records]
+            for record in records:
+                self._staging.add(topic, record)
+            self._records += len(records)
             self._bytes += sum(len(record.payload) for record in records)
             self._next[topic, partition] = following
             found = found or bool(records)
@@ -125,13 +130,15 @@ class _Archiver:
 
     def _due(self) -> bool:
         waited_s = time.monotonic() - self._committed_at_s
-        return self._bytes >= self._limits.commit_bytes or waited_s >= self._limits.commit_after_s
+        enough = self._bytes >= self._limits.commit_bytes or self._staging.size >= self._limits.commit_files
+        return enough or waited_s >= self._limits.commit_after_s
 
     def _write(self) -> None:
-        if self._waiting:
-            self._commit = commit(self._directory, self._commit, self._waiting, self._positions())
-        self._taken += len(self._waiting)
-        self._waiting, self._bytes, self._committed_at_s = [], 0, time.monotonic()
+        if self._records:
+            self._commit = self._staging.commit(self._positions())
+            self._staging = _Staging(self._directory, self._commit.number + 1, self._limits.buffer_bytes)
+        self._taken += self._records
+        self._bytes, self._records, self._committed_at_s = 0, 0, time.monotonic()
 
     def _positions(self) -> dict[str, dict[int, int]]:
         positions = {topic: dict(offsets) for topic, offsets in self._commit.positions.items()}
@@ -140,29 +147,80 @@ class _Archiver:
         return positions
 
 
-def commit(
-    directory: Path, last: Commit, records: Sequence[tuple[str, Record]], positions: dict[str, dict[int, int]]
-) -> Commit:
-    """Archive records, all or none."""
-    staging = directory / ".staging"
-    staging.mkdir(exist_ok=True)
-    files = []
-    for index, (place, rows, offsets) in enumerate(_filed(records)):
-        staged = f"{last.number + 1}-{index:06d}.parquet"
-        _write_parquet(staging / staged, place.table, rows)
-        files.append((staged, place.path(min(offsets), max(offsets))))
-    durable.sync(staging)
-    made = Commit(number=last.number + 1, files=tuple(files), positions=positions)
-    durable.write(directory / ".commit.json", msgspec.json.encode(made))
-    _move(directory, made)
-    return made
+class _File:
+    """A file that is being written, and the offsets in it."""
+
+    def __init__(self, path: Path, table: str) -> None:
+        self.path = path
+        self._schema = TABLES[table].schema
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._rows: list[Row] = []
+        self.first, self.last = 2**63, -1
+
+    def add(self, row: Row, offset: int) -> None:
+        self._rows.append(row)
+        self.first, self.last = min(offset, self.first), max(offset, self.last)
+
+    def flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+        durable.sync(self.path)
+
+
+class _Staging:
+    """The files of the next commit."""
+
+    def __init__(self, directory: Path, number: int, buffer_bytes: int) -> None:
+        self._directory, self._number, self._buffer_bytes = directory, number, buffer_bytes
+        self._files: dict[Place, _File] = {}
+        self._buffered_bytes = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._files)
+
+    def add(self, topic: str, record: Record) -> None:
+        table, timed = rows_of(topic, record)
+        for time_ms, row in timed:
+            self._file(Place(table, topic, record.partition, _hour(time_ms))).add(row, record.offset)
+        self._buffered_bytes += len(record.payload)
+        if self._buffered_bytes >= self._buffer_bytes:
+            for file in self._files.values():
+                file.flush()
+            self._buffered_bytes = 0
+
+    def commit(self, positions: dict[str, dict[int, int]]) -> Commit:
+        """Archive what was added, all or nothing."""
+        for file in self._files.values():
+            file.close()
+        if self._files:
+            durable.sync(self._directory / _STAGING)
+        files = [(file.path.name, place.path(file.first, file.last)) for place, file in self._files.items()]
+        made = Commit(number=self._number, files=tuple(files), positions=positions)
+        durable.write(self._directory / _COMMIT, msgspec.json.encode(made))
+        _move(self._directory, made)
+        return made
+
+    def _file(self, place: Place) -> _File:
+        if place not in self._files:
+            folder = self._directory / _STAGING
+            if not self._files:
+                folder.mkdir(exist_ok=True)
+            path = folder / f"{self._number}-{len(self._files):06d}.parquet"
+            self._files[place] = _File(path, place.table)
+        return self._files[place]
 
 
 def recover(directory: Path) -> Commit:
     """Finish the last commit and remove what none names."""
-    last = _last_commit(directory / ".commit.json")
+    last = _last_commit(directory / _COMMIT)
     _move(directory, last)
-    shutil.rmtree(directory / ".staging", ignore_errors=True)
+    shutil.rmtree(directory / _STAGING, ignore_errors=True)
     return last
 
 
@@ -183,7 +241,7 @@ def _last_commit(path: Path) -> Commit:
 def _move(directory: Path, made: Commit) -> None:
     """Put a commit's files in their places; those no longer in .staging are there already."""
     for staged, final in made.files:
-        source, target = directory / ".staging" / staged, directory / final
+        source, target = directory / _STAGING / staged, directory / final
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
@@ -197,24 +255,5 @@ def _folders(directory: Path, final: str) -> list[Path]:
     return [directory / parent for parent in Path(final).parents]
 
 
-def _filed(records: Sequence[tuple[str, Record]]) -> list[tuple[Place, list[Row], list[int]]]:
-    """Rows by the file they go to, with their offsets."""
-    files: dict[Place, list[Row]] = {}
-    offsets: dict[Place, list[int]] = {}
-    for topic, record in records:
-        table, timed = rows_of(topic, record)
-        for time_ms, row in timed:
-            place = Place(table, topic, record.partition, _hour(time_ms))
-            files.setdefault(place, []).append(row)
-            offsets.setdefault(place, []).append(record.offset)
-    return [(place, rows, offsets[place]) for place, rows in files.items()]
-
-
 def _hour(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms // 1000, UTC).strftime("date=%Y-%m-%d/hour=%H")
-
-
-def _write_parquet(path: Path, table: str, rows: list[Row]) -> None:
-    data = pa.Table.from_pylist(rows, schema=TABLES[table].schema)
-    pq.write_table(data, path, compression="zstd", row_group_size=_ROW_GROUP)
-    durable.sync(path)

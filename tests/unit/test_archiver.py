@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -32,6 +33,7 @@ from pipeline.records import (
     Transition,
 )
 from pipeline.streaming.archiver import Limits, archive
+from pipeline.streaming.tables import TABLES
 
 HOUR_MS = 3_600_000
 T0 = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC
@@ -128,6 +130,33 @@ def test_small_commits_give_the_same_rows(url: str, tmp_path: Path) -> None:
     run(url, tmp_path / "b", limits=Limits(records_per_read=2, commit_bytes=1))
     for topic in (EVENTS, SAMPLES, TRANSITIONS, EPISODES):
         assert rows(tmp_path / "a", topic) == rows(tmp_path / "b", topic)
+
+
+def test_rows_are_written_as_they_come_and_committed_once(url: str, tmp_path: Path) -> None:
+    """Files are as large as a commit, memory is not."""
+    run(url, tmp_path / "a")
+    run(url, tmp_path / "b", limits=Limits(records_per_read=2, buffer_bytes=20))
+    files = {str(p.relative_to(tmp_path / "b")): p for p in (tmp_path / "b").rglob("*.parquet")}
+    assert set(files) == {str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.parquet")}
+    assert max(pq.ParquetFile(path).num_row_groups for path in files.values()) > 3
+    for topic in (EVENTS, SAMPLES, TRANSITIONS, EPISODES):
+        assert rows(tmp_path / "a", topic) == rows(tmp_path / "b", topic)
+
+
+def test_a_commit_has_so_many_files(url: str, tmp_path: Path) -> None:
+    limits = Limits(records_per_read=1, commit_files=5)
+    run(url, tmp_path / "a")
+    run(url, tmp_path / "b", limits=limits)
+    last = msgspec.json.decode((tmp_path / "b" / ".commit.json").read_bytes())
+    assert last["number"] > 1
+    assert len(last["files"]) < 5 + len(TABLES) * 2  # one round over the partitions may add some
+    assert rows(tmp_path / "a", EVENTS) == rows(tmp_path / "b", EVENTS)
+
+
+def test_by_default_an_hour_is_a_few_files(url: str) -> None:
+    """Large enough for a reader: at 1 kB and 1,000 events/s a file of every partition holds some minutes."""
+    assert Limits().commit_after_s >= 300
+    assert Limits().commit_bytes >= 16 * Limits().buffer_bytes
 
 
 def test_a_damaged_output_record_is_kept_as_it_is(url: str, tmp_path: Path) -> None:
