@@ -48,8 +48,9 @@ class Broker:
         """TLS, and SASL/PLAIN with USER and PASSWORD."""
         return f"127.0.0.1:{self._secure}"
 
-    def url(self, prefix: str = "", query: str = "") -> str:
-        return f"kafka://{self.address}/{prefix}{query and '?'}{query}"
+    def url(self, prefix: str = "", query: str = "timeout_s=200") -> str:
+        """Patient by default: the machine may be busy."""
+        return f"kafka://{self.address}/{prefix}?{query}"
 
     def launch(self) -> None:
         """Start the process; `await_ready` waits until it serves."""

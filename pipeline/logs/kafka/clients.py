@@ -15,6 +15,7 @@ from pipeline.logs.log import LogError
 
 T = TypeVar("T")
 _PAUSE_S = 0.1
+_ATTEMPT_S = 10.0  # a question may get lost with its broker, and is asked again
 
 
 class _Seldom(logging.Filter):
@@ -43,8 +44,6 @@ _PASSING = {
     KafkaError._TIMED_OUT,
     KafkaError._WAIT_COORD,
     KafkaError._TIMED_OUT_QUEUE,
-    KafkaError._NOENT,  # no leader known, while no broker answers
-    KafkaError._UNKNOWN_PARTITION,  # the same; topics were looked at before they are used
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
@@ -67,6 +66,8 @@ _STALE = {
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError._NOENT,  # no leader known
+    KafkaError._UNKNOWN_PARTITION,  # the same; topics were looked at before they are used
 }
 
 
@@ -88,14 +89,14 @@ class Connection:
             raise LogError(message) from error
 
     def persist(self, what: str, call: Callable[[float], T], heed: Callable[[KafkaError], None]) -> T:
-        """Call, with the seconds that are left, until it answers; a broker may be starting again.
+        """Call, with the seconds that it may take, until it answers; a broker may be starting again.
 
         `heed` hears of every failure.
         """
         deadline_s = time.monotonic() + self.settings.timeout_s
         while True:
             try:
-                return call(max(deadline_s - time.monotonic(), 0.01))
+                return call(min(max(deadline_s - time.monotonic(), 0.01), _ATTEMPT_S))
             except KafkaException as error:
                 heed(error.args[0])
                 if not is_passing(error.args[0]) or time.monotonic() + _PAUSE_S >= deadline_s:
