@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from pipeline.simulation.draws import Array
-from pipeline.simulation.outcomes import Estimate, estimate
+from pipeline.simulation.outcomes import Estimate, clustered
 from pipeline.simulation.params import World
 from pipeline.simulation.people import exposed, meet, next_loyalty
 from pipeline.simulation.rollout import Policy, constant, play
@@ -23,7 +23,7 @@ from pipeline.simulation.yardstick import choose, constants
 
 
 class Effect(Struct, frozen=True):
-    """Of a policy on users who come again and again."""
+    """Of a policy on users who come again and again. Intervals take a user as one draw."""
 
     policy: str
     depth: Estimate  # pages per session
@@ -62,6 +62,7 @@ def follow(world: World, name: str, policy: Policy, seed: int, users: int, visit
     who = np.arange(users)
     loyalty = np.full(users, world.params.loyalty_start)
     found: list[tuple[Array, ...]] = []
+    users_of: list[tuple[Array, ...]] = []
     for visit in range(visits):
         when = np.full(users, visit)
         buyer = meet(world.params, seed, who, when)[0].buyer
@@ -70,7 +71,9 @@ def follow(world: World, name: str, policy: Policy, seed: int, users: int, visit
         clicking = (played.clicks > 0).astype(np.float64)
         loyalty[seen] = next_loyalty(world.params, loyalty[seen], buyer[seen], clicking)
         found.append((played.pages, played.dwell_s, seen, seen[buyer], clicking[played.buyer]))
-    return Effect(name, *(estimate(np.concatenate(values)) for values in zip(*found, strict=True)))
+        users_of.append((who[seen], who[seen], who, who[buyer], who[seen][played.buyer]))
+    columns = zip(zip(*found, strict=True), zip(*users_of, strict=True), strict=True)
+    return Effect(name, *(clustered(np.concatenate(values), np.concatenate(users)) for values, users in columns))
 
 
 def table(found: Experiment) -> str:
