@@ -10,12 +10,13 @@ import duckdb
 import numpy as np
 import pytest
 
+from pipeline.config.reading import load_config
 from pipeline.learning.replay import Origins
 from pipeline.learning.rereading import reread
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import EVENTS, TRANSITIONS, Entry, LogError, Record
 from pipeline.logs.ordered import OrderedReader
-from pipeline.streaming import archiver
+from pipeline.streaming import archiver, run
 from pipeline.streaming.outputs import read_all
 
 _FIRST, _STRIDE = 2, 3  # the n-th record has the offset _FIRST + _STRIDE * n, and a gap lies at the end, too
@@ -97,6 +98,14 @@ def test_the_archiver_takes_each_record_once(log: GappyLog, tmp_path: Path, monk
     files = f"{tmp_path}/archive/events/*/*/*.parquet"
     found = duckdb.sql(f"""select count(*), count(distinct ("partition", "offset")) from '{files}'""").fetchall()
     assert found == [(1_001, 1_001)]
+
+
+def test_the_stream_counts_records_not_offsets(log: GappyLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "open_log", lambda _: log)
+    config = load_config(Path(__file__).parents[2] / "feature_configs" / "guess_you_like.yaml")
+    counts = run.run_stream(config, "", tmp_path / "state", until_idle=True, stop=threading.Event())
+    assert counts is not None
+    assert (counts.read, counts.dead) == (1_000, 1_000)  # a number is no event
 
 
 def test_a_replay_is_read_again_but_for_what_was_deleted(log: GappyLog) -> None:
