@@ -31,7 +31,9 @@ from pipeline.stores.opening import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK_CLIENT = ROOT / "docs" / "examples" / "stock_client.py"
-MOVING = "  actor_after: 0\n  actor_learning_rate: 1e-2\n"  # so that there is something other than 1.0 to serve
+# All pages are the baseline's, which says nothing about other actions. Only a network moves on such a log, by chance:
+# then there is something other than 1.0 to serve.
+MOVING = "  advantage: network\n  actor_after: 0\n  actor_learning_rate: 1e-2\n"
 LENIENT = "  max_step_change: 1.0\n  max_total_change: 1.0\n  max_at_bounds: 1.0\n"
 
 
