@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import pytest
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.portability.api import beam_provision_api_pb2 as provision
 from apache_beam.portability.api import endpoints_pb2
-from apache_beam.runners.worker.bundle_processor import OutputTimer
-from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
-from apache_beam.utils.windowed_value import PANE_INFO_UNKNOWN
+from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.files import FileLog
@@ -23,47 +19,36 @@ from pipeline.logs.log import EVENTS, Entry
 from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.flink import launch
 from pipeline.streaming.flink.options import Settings, pipeline_options
-from pipeline.streaming.flink.source import Pace, Reached, ReadPartition, arm
+from pipeline.streaming.flink.source import Pace, ReadPartition
 from pipeline.streaming.flink.worker import environment
 
 LATENESS_MS, SKEW_MS = 100, 10
 BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
 
 
-class Cell:
-    """A value state."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-    def read(self) -> Any:
-        return self.value
-
-    def write(self, value: Any) -> None:
-        self.value = value
-
-
-class Timer:
-    def set(self, due: Timestamp) -> None:
-        self.due_ms = due.micros // 1000
-        self.hold_ms = self._input_timestamp.micros // 1000
-
-
 class Source:
-    """A partition being read, one call of the timer after another."""
+    """A partition being read, one call after another, each going on from what the one before deferred."""
 
     def __init__(self, log: FileLog, url: str, now_ms: int, pace: Pace) -> None:
         self.log, self.now_ms = log, now_ms
         self.read = ReadPartition(url, LATENESS_MS, SKEW_MS, pace, lambda: self.now_ms)
         self.read.setup()
-        self.reached, self.again = Cell(), Timer()
-        self.read.process((0, 0), self.reached, self.again)
+        self.rest, self.watermark = self.read.initial_restriction(0), ManualWatermarkEstimator(None)
 
     def call(self) -> list[tuple[int, list[int]]]:
         """(timestamp, offsets of the records) of each element."""
-        elements = list(self.read.on_again(0, self.reached, self.again))
-        assert self.again.hold_ms == self.reached.value.watermark_ms
+        tracker = ThreadsafeRestrictionTracker(self.read.create_tracker(self.rest))
+        elements = list(self.read.process(0, RestrictionTrackerView(tracker), self.watermark))
+        (deferred, _) = tracker.deferred_status()
+        tracker.check_done()
+        coder = self.read.restriction_coder()
+        self.rest = coder.decode(coder.encode(deferred))
         return [(e.timestamp.micros // 1000, [record.offset for record in e.value]) for e in elements]
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """The next offset, and the watermark."""
+        return self.rest.start, self.watermark.current_watermark().micros // 1000
 
 
 @pytest.fixture
@@ -75,7 +60,7 @@ def log(tmp_path: Path) -> FileLog:
 
 @pytest.fixture
 def source(log: FileLog, tmp_path: Path) -> Source:
-    return Source(log, (tmp_path / "log").as_uri(), 5_000, Pace(2, 4, 50))
+    return Source(log, (tmp_path / "log").as_uri(), 5_000, Pace(2, 4, idle_wait_s=0, step_s=0))
 
 
 def append(log: FileLog, *stamps: int) -> None:
@@ -84,27 +69,24 @@ def append(log: FileLog, *stamps: int) -> None:
 
 def test_an_empty_log_is_as_far_as_the_clock(source: Source) -> None:
     assert source.call() == []
-    assert source.reached.value == Reached(0, 5_000 - SKEW_MS - LATENESS_MS)
-    assert source.again.due_ms == 5_000 + 50
+    assert source.reached == (0, 5_000 - SKEW_MS - LATENESS_MS)
 
 
 def test_a_call_reads_a_bounded_share_and_the_watermark_trails_its_last_stamp(source: Source) -> None:
     append(source.log, 1_000, 2_000, 3_000, 3_001, 4_000)
-    first = [(BEGINNING_MS, [0, 1]), (2_000 - LATENESS_MS, [2, 3])]  # each element at the watermark before it
-    assert source.call() == first
-    assert source.reached.value == Reached(4, 3_001 - LATENESS_MS)
-    assert source.again.due_ms == 5_000  # at once: there is more
+    assert source.call() == [(BEGINNING_MS, [0, 1]), (2_000 - LATENESS_MS, [2, 3])]  # at the watermark before them
+    assert source.reached == (4, 3_001 - LATENESS_MS)
     assert source.call() == [(3_001 - LATENESS_MS, [4])]
-    assert source.reached.value == Reached(5, 5_000 - SKEW_MS - LATENESS_MS)
+    assert source.reached == (5, 5_000 - SKEW_MS - LATENESS_MS)
 
 
 def test_a_partition_with_stamps_ahead_of_the_clock_is_as_far_as_they_are(source: Source) -> None:
     append(source.log, 9_000)
     source.call()
-    assert source.reached.value.watermark_ms == 9_000 - LATENESS_MS
+    assert source.reached == (1, 9_000 - LATENESS_MS)
     source.now_ms = 6_000
     source.call()
-    assert source.reached.value.watermark_ms == 9_000 - LATENESS_MS  # never backwards
+    assert source.reached == (1, 9_000 - LATENESS_MS)  # never backwards
 
 
 def test_an_idle_partition_goes_with_the_clock(source: Source) -> None:
@@ -112,29 +94,7 @@ def test_an_idle_partition_goes_with_the_clock(source: Source) -> None:
     source.call()
     source.now_ms = 60_000
     assert source.call() == []
-    assert source.reached.value == Reached(1, 60_000 - SKEW_MS - LATENESS_MS)
-
-
-def test_a_restored_job_that_begins_again_stays_where_it_was(source: Source) -> None:
-    append(source.log, 1_000, 2_000)
-    source.call()
-    was = source.reached.value
-    source.read.process((0, 0), source.reached, source.again)
-    assert source.reached.value == was
-    assert source.again.hold_ms == was.watermark_ms
-    assert source.call() == []
-
-
-def test_beams_timer_holds_the_watermark_where_it_is_told_to() -> None:
-    """On an internal of Beam: without it the watermark would be the clock's, and events would be late unseen."""
-    sent: list[Any] = []
-    coder = SimpleNamespace(encode_to_stream=lambda timer, stream, nested: sent.append(timer))
-    timer = OutputTimer(
-        0, GlobalWindow(), Timestamp(1), PANE_INFO_UNKNOWN, TimeDomain.REAL_TIME, "again", coder,
-        SimpleNamespace(maybe_flush=lambda: None),
-    )  # fmt: skip
-    arm(timer, 9_000, 7_000)
-    assert (sent[0].fire_timestamp, sent[0].hold_timestamp) == (Timestamp(9), Timestamp(7))
+    assert source.reached == (1, 60_000 - SKEW_MS - LATENESS_MS)
 
 
 def test_the_worker_gets_what_beams_main_program_reads() -> None:
