@@ -56,7 +56,9 @@ class Verdict(Struct, frozen=True):
     version: int | None = None  # the version it was to become
     accepted_before: int | None = None  # the versions it was compared with
     certified: int | None = None
-    last_transition: str | None = None  # id of the newest that the candidate learned from
+    last_transition: str | None = None  # id of the newest that was ingested when the candidate was made
+    updates: int | None = None  # the trainer's, until then; None: the candidate was not looked at
+    moved: float | None = None  # mean |action - baseline| on the probes, in ranges; 0: it is the baseline
 
 
 class Reference(NamedTuple):
@@ -80,7 +82,7 @@ def every_version(
     `accepted` and `certified` are None where that version was made for another feature config, so that the probes
     mean nothing to it: then the change in sum is measured against the constant baseline.
     """
-    whole, rules, actions = probes(config, candidate), config.publish, _actions(candidate)
+    whole, rules, actions = probes(config.action, candidate), config.publish, _actions(candidate)
     if not whole.passed:  # nothing to measure the others by
         return (whole,)
     return (
@@ -113,14 +115,22 @@ def evidence(candidate: Candidate) -> Evidence:
     return "no_baseline_yet" if candidate.value_mean is None else "not_enough_evidence"
 
 
+def moved(dimensions: Sequence[ActionDimension], candidate: Candidate) -> float | None:
+    """For `Verdict.moved`; None where the probes say nothing."""
+    if not probes(dimensions, candidate).passed:
+        return None
+    actions = _actions(candidate)
+    return _shown(_mean(_changes(dimensions, actions, _baseline(dimensions, actions))))
+
+
 # The checks ------------------------------------------------------------------------------------------------------
 
 
-def probes(config: FeatureConfig, candidate: Candidate) -> Check:
+def probes(dimensions: Sequence[ActionDimension], candidate: Candidate) -> Check:
     """A candidate without probes cannot be judged, so it is not."""
-    whole = sum(len(probe.action) == len(config.action) for probe in candidate.probes)
+    whole = sum(len(probe.action) == len(dimensions) for probe in candidate.probes)
     passed = bool(candidate.probes) and whole == len(candidate.probes)
-    wanted = f"at least one probe, all with {len(config.action)} action dimension(s)"
+    wanted = f"at least one probe, all with {len(dimensions)} action dimension(s)"
     return Check("probes", float(whole), 1.0, passed, len(candidate.probes), wanted)
 
 
@@ -181,9 +191,9 @@ def total_change(
     dimensions: Sequence[ActionDimension], actions: Actions, certified: Reference | None, bound: float
 ) -> Check:
     """The same mean against the last certified version: many small steps are no way around the bound of one."""
-    baseline = [[d.baseline for d in dimensions]] * len(actions)
     note = "against the constant baseline" if certified is None else f"against version {certified.version}"
-    changes = _changes(dimensions, actions, baseline if certified is None else certified.actions)
+    before = _baseline(dimensions, actions) if certified is None else certified.actions
+    changes = _changes(dimensions, actions, before)
     return at_most("total_change", _mean(changes), bound, n=len(changes), note=note)
 
 
@@ -235,6 +245,10 @@ def _number(value: float | None) -> float:
 
 def _shown(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _baseline(dimensions: Sequence[ActionDimension], actions: Actions) -> Actions:
+    return [[d.baseline for d in dimensions]] * len(actions)
 
 
 def _changes(dimensions: Sequence[ActionDimension], new: Actions, old: Actions) -> list[float]:

@@ -8,7 +8,17 @@ from msgspec.structs import replace
 
 from model_export import volume
 from model_export.candidate import MODEL, Candidate, CandidateError, read_candidate, read_parameters
-from model_export.checks import Actions, Check, Reference, Verdict, every_version, evidence, explain, first_failure
+from model_export.checks import (
+    Actions,
+    Check,
+    Reference,
+    Verdict,
+    every_version,
+    evidence,
+    explain,
+    first_failure,
+    moved,
+)
 from model_export.desired import PolicyState
 from model_export.probing import Unreachable, WrongAnswer, ask, encoded, patiently
 from model_export.site import Site
@@ -33,7 +43,7 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
     )
     try:
         candidate = read_candidate(source)
-        blank = replace(blank, evidence=evidence(candidate), last_transition=candidate.last_transition)
+        blank = _described(blank, candidate, site)
         if policy.pointer.frozen:
             return replace(blank, outcome="kept", reason="frozen", detail="publishing is frozen until it is released")
         return _concluded(blank, _checks(site, policy, source, candidate))
@@ -45,6 +55,16 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
         return replace(blank, outcome="kept", reason="server_unreachable", detail=str(error))
     except (ServingError, WrongAnswer, _ReferenceLost) as error:
         return replace(blank, outcome="kept", reason="no_reference", detail=str(error))
+
+
+def _described(blank: Verdict, candidate: Candidate, site: Site) -> Verdict:
+    return replace(
+        blank,
+        evidence=evidence(candidate),
+        last_transition=candidate.last_transition,
+        updates=candidate.updates,
+        moved=moved(site.config.action, candidate),
+    )
 
 
 class _ReferenceLost(Exception):

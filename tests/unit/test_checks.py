@@ -230,3 +230,25 @@ def test_a_verdict_survives_json_also_with_numbers_that_json_has_not() -> None:
     found = every_version(CONFIG, candidate((1.0, None), losses={"v": math.inf}), AGE, reference(), reference())
     verdict = Verdict("c", "rl", "every_version", "refused", "finite", "", "no_baseline_yet", 5, found)
     assert msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict) == verdict
+
+
+@pytest.mark.parametrize(
+    ("actions", "distance"),
+    [
+        ((1.0, 1.0), 0.0),
+        ((1.4, 0.6), 0.1),
+        ((1.0, 3.0), 0.25),
+        ((1.0, None), None),
+        ((1.0, math.nan), None),
+        ((), None),
+    ],
+)
+def test_how_far_a_policy_has_moved_is_told_from_the_baseline(
+    actions: tuple[float | None, ...], distance: float | None
+) -> None:
+    """In ranges, of which one is 4: steps to either side do not cancel."""
+    assert checks.moved(DIMENSIONS, candidate(actions)) == pytest.approx(distance)
+
+
+def test_probes_of_other_dimensions_tell_nothing() -> None:
+    assert checks.moved(DIMENSIONS, candidate(probes=(Probe(State(), (1.0, 2.0)),))) is None

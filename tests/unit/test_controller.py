@@ -135,6 +135,18 @@ def test_raw_states_that_cannot_be_encoded_are_a_refusal(world: Any) -> None:
     assert "user.age" in last_verdict(world).detail
 
 
+def test_a_verdict_tells_what_the_candidate_had_learned_and_how_far_it_had_moved(world: Any) -> None:
+    world.bootstrap()
+    world.candidate(50, updates=7)
+    world.run()
+    found = last_verdict(world)
+    assert (found.outcome, found.last_transition, found.updates, found.moved) == ("accepted", "p50@1", 7, 0.0)
+    world.candidate(80, bias=1.2, updates=19)
+    world.run()
+    found = last_verdict(world)
+    assert (found.outcome, found.updates, found.moved) == ("accepted", 19, pytest.approx(0.2 / 4))
+
+
 def test_before_any_baseline_page_the_evidence_says_so(world: Any) -> None:
     world.bootstrap()
     world.candidate(50, bias=1.1, value_mean=None, advantage_mean=None)
