@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from pipeline.simulation.draws import Array
 from pipeline.simulation.feed import Sessions, advance, arrange, begin, offer, react, rewards, select
 from pipeline.simulation.params import World
+from pipeline.simulation.people import exposed, next_loyalty
 
 Policy = Callable[[Sessions], Array]  # actions [n]; a policy of the agent's reads nothing that is hidden
 
@@ -69,3 +71,35 @@ def play(
         if not len(index):
             break
     return Sums(**total, buyer=buyer)
+
+
+def digest(world: World) -> str:
+    """SHA-256 of all that happens to 128 users on two visits each, bit for bit, under a policy that tries everything.
+
+    `World.sha256` is of the parameters; this is of what the code makes of them. The same on any machine: draws, and
+    the arithmetic on them, are exact.
+    """
+    found = hashlib.sha256()
+    for array in _happenings(world):
+        exact = array.astype("<f8" if array.dtype.kind == "f" else "<u8" if array.dtype.kind == "u" else "<i8")
+        found.update(np.ascontiguousarray(exact).tobytes())
+    return found.hexdigest()
+
+
+def _happenings(world: World) -> Iterator[Array]:
+    users, low, high = np.arange(128), world.objective.low, world.objective.high
+    loyalty = np.full(128, world.params.loyalty_start)
+
+    def policy(sessions: Sessions) -> Array:
+        return np.asarray(low + (high - low) * ((sessions.visitors.user + sessions.page) % 9) / 8)
+
+    for visit in range(2):
+        steps: list[Step] = []
+        visits = np.full(128, visit)
+        played = play(world, policy, 1, users, visits, steps)
+        for step in steps:
+            yield from (step.at, *step.before.visitors, *step.before[1:], step.action, step.reward, step.left)
+        yield from played
+        yield exposed(world.params, 1, users, visits, loyalty)
+        loyalty = next_loyalty(world.params, loyalty, played.buyer, (played.clicks > 0).astype(np.float64))
+        yield loyalty

@@ -25,7 +25,7 @@ from pipeline.simulation import fitted
 from pipeline.simulation.intent import Everything, Seen, View, fit_intent
 from pipeline.simulation.outcomes import Estimate, estimate, ratio
 from pipeline.simulation.params import VERSION, World
-from pipeline.simulation.rollout import Policy, Sums, constant, play
+from pipeline.simulation.rollout import Policy, Sums, constant, digest, play
 from pipeline.simulation.search import Schedule, baseline, distilled, search
 
 _CONSTANTS = 21
@@ -62,6 +62,7 @@ class Yardstick(Struct, frozen=True):
     seed: int
     rows: tuple[Row, ...]
     others: tuple[Row, ...]  # policies that were not chosen: the second road
+    dynamics: str = ""  # `digest` of the world: what the code made of it
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
@@ -89,7 +90,7 @@ def measure(world: World, *, seed: int = 1, budget: Budget | None = None) -> Yar
                 rows.append(_row(name, road, _played(world, policy, seed, budget), base))
             elif name != "best constant":
                 others.append(_row(name, road, _played(world, policy, seed, budget), base))
-    return Yardstick(VERSION, world.sha256, world.objective.gamma, seed, tuple(rows), tuple(others))
+    return Yardstick(VERSION, world.sha256, world.objective.gamma, seed, tuple(rows), tuple(others), digest(world))
 
 
 def myopic(world: World) -> World:
@@ -122,8 +123,8 @@ def choose(world: World, found: Mapping[str, Policy], seed: int, sessions: int) 
 
 def table(yardstick: Yardstick) -> str:
     lines = [
-        f"simulated feed v{yardstick.version}, sha256 {yardstick.sha256}, gamma {yardstick.gamma}, "
-        f"seed {yardstick.seed}; means with 95 % intervals",
+        f"simulated feed v{yardstick.version}, sha256 {yardstick.sha256}, dynamics {yardstick.dynamics[:12] or '-'}, "
+        f"gamma {yardstick.gamma}, seed {yardstick.seed}; means with 95 % intervals",
         f"{'policy':14} {'found by':19} {'discounted':>22} {'/ baseline':>22} {'undiscounted':>22} {'/ baseline':>22}"
         f" {'depth':>6} {'dwell':>6} {'buyers clicking':>15}",
         *map(_line, yardstick.rows),

@@ -19,7 +19,7 @@ from pipeline.simulation.catalogue import catalogue, item_id, item_index
 from pipeline.simulation.feed import Sessions, advance, arrange, begin, offer, react, rewards, select
 from pipeline.simulation.params import Objective, Params, SimulationError, World
 from pipeline.simulation.reactions import candidates, feedback, ids_of
-from pipeline.simulation.rollout import Step, constant, play
+from pipeline.simulation.rollout import Step, constant, digest, play
 from pipeline.simulation.tables import ItemVectors, load_items
 from pipeline.stores.opening import open_store
 from pipeline.transitions.rewards import page_reward
@@ -27,6 +27,7 @@ from pipeline.transitions.rewards import page_reward
 CONFIG = Path(__file__).resolve().parents[2] / "feature_configs" / "simulated.yaml"
 WORLD = World()
 PARAMS = WORLD.params
+HAPPENS = "ca0185cb2d3912029826bd6e65d8ce15dd0ce1642fb4230f18c9f5dd2cb1aa60"
 FROZEN = "035727c9b396633eba034af521fa900db19549a699a00c6194675a00b4d0d7ee"
 
 
@@ -47,6 +48,12 @@ def test_the_world_is_frozen():
     """A change of any parameter is a new world: every result measured on the old one has to be measured again."""
     assert WORLD.sha256 == FROZEN
     assert World(structs.replace(PARAMS, patience_spread=0.31)).sha256 != FROZEN
+
+
+def test_what_happens_in_it_is_frozen():
+    """A change of the code that changes what happens asks for a new `VERSION`, and all results anew."""
+    assert digest(WORLD) == HAPPENS
+    assert digest(World(structs.replace(PARAMS, exposure_loyalty=0.89))) != HAPPENS
 
 
 def test_the_feature_config_asks_for_what_the_yardsticks_measured():

@@ -12,7 +12,7 @@ from pipeline.simulation import fitted, penalties, yardstick
 from pipeline.simulation.intent import Everything, Seen, fit_intent
 from pipeline.simulation.outcomes import estimate, ratio
 from pipeline.simulation.params import VERSION, World
-from pipeline.simulation.rollout import Step, constant, play
+from pipeline.simulation.rollout import Step, constant, digest, play
 from pipeline.simulation.search import Schedule, baseline, returns_to_go, search
 from pipeline.simulation.yardstick import Budget, Yardstick, choose, measure, myopic, table
 
@@ -41,6 +41,7 @@ def test_neither_a_constant_nor_a_myopic_policy_is_the_best(small: Yardstick):
 
 def test_rows_say_on_what_they_were_measured(small: Yardstick):
     assert (small.version, small.sha256, small.gamma, small.seed) == (VERSION, WORLD.sha256, 0.95, 1)
+    assert small.dynamics == digest(WORLD)
     assert [row.name for row in small.rows] == ["baseline", "best constant", "best myopic", "best", "all-knowing"]
     assert small.rows[0].discounted_ratio.mean == small.rows[0].undiscounted_ratio.mean == 1.0
     text = table(small)
