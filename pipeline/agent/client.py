@@ -105,6 +105,7 @@ class Reporter:
         self._client, self._acknowledged, self._capacity = client, acknowledged, capacity
         self._queue: deque[Feedback] = deque()  # the oldest stay here until they are done with
         self._dropped = 0
+        self._in_vain = 0  # calls since the last acknowledgement
         self._closing = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
@@ -183,13 +184,16 @@ class Reporter:
             self._client.report(batch, _CALL_S)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                _LOG.warning("%d events are not acknowledged, and sent again: %s", len(batch), error.details())
+                self._in_vain += 1
+                if _telling(self._in_vain):
+                    _LOG.warning("%d events are not acknowledged, and sent again: %s", len(batch), error.details())
                 return 0
             if len(batch) > 1:
                 return 0 if self._closing.is_set() else self._sent(batch[: len(batch) // 2])
             with self._changed:
                 self._drop(batch[0], f"the agent refused it: {error.details()}")
             return 1
+        self._in_vain = 0
         self._hear(batch)
         return len(batch)
 
@@ -207,5 +211,10 @@ class Reporter:
 
     def _drop(self, feedback: Feedback, why: str) -> None:
         self._dropped += 1
-        if self._dropped.bit_count() == 1:  # 1, 2, 4, 8 ... of them: enough to be seen, not a line for each
+        if _telling(self._dropped):
             _LOG.error("event %s was dropped, %d so far: %s", feedback.event_id, self._dropped, why)
+
+
+def _telling(count: int) -> bool:
+    """1, 2, 4, 8 ...: enough to be seen, not a line for each."""
+    return count.bit_count() == 1

@@ -197,6 +197,18 @@ def test_events_are_sent_again_until_they_are_acknowledged(
     assert "not acknowledged, and sent again: not now" in caplog.text
 
 
+def test_an_agent_that_stays_away_is_not_told_of_at_every_call(
+    agent: FakeAgent, reporter: Reporter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.agent.client._LONGEST_PAUSE_S", 0.0)
+    for expected in (4, 5):  # 1, 2, 4, 8 of the calls; then 1 more, after it had been back
+        agent.trouble = in_turn(*[AWAY] * (9 if expected == 4 else 1))
+        reporter(click(expected))
+        with reporter._changed:
+            assert reporter._changed.wait_for(lambda: reporter.pending == 0, LONG_S)
+        assert len([r for r in caplog.records if "sent again" in r.message]) == expected
+
+
 def test_events_that_come_meanwhile_keep_their_place(agent: FakeAgent, reporter: Reporter, heard: list[str]):
     agent.gate.clear()
     agent.trouble = in_turn(AWAY, AWAY)
