@@ -189,7 +189,7 @@ def test_a_config_that_is_written_down_reads_as_itself(config: FeatureConfig) ->
     assert check(config) == []
     built = msgspec.to_builtins(config)
     for section, keys in (
-        (built["stream"], ("lateness", "clock_skew", "session_gap", "remember_closed")),
+        (built["stream"], ("lateness", "clock_skew", "session_gap", "remember_closed", "max_ahead")),
         (built["stream"]["attribution"], ("click", "order")),
         (built["publish"], ("every", "load_timeout")),
     ):
