@@ -19,13 +19,13 @@ from model_export.verdicts import read_verdicts
 from pageturn.measuring.accounting import Accounting, account, ids
 from pageturn.measuring.actions import ActionOverTime, actions_over_time
 from pageturn.measuring.asked import Asked, asked
-from pageturn.measuring.buckets import Comparison, Lift, compare
+from pageturn.measuring.buckets import Comparison, compare
 from pageturn.measuring.freshness import Freshness, freshness
 from pageturn.measuring.learning import learning_rows
 from pageturn.measuring.parts import Life, lives
 from pageturn.measuring.rows import rows
 from pageturn.measuring.topics import Ids, Topics, read_topics
-from pageturn.measuring.twins import against_twins
+from pageturn.measuring.twins import Twins, against_twins
 from pageturn.measuring.versions import PolicyVersions, versions
 from pageturn.run import Run, RunRecord
 from pageturn.simulating import AskedPage, Visit, read_acknowledged, read_pages, read_visits
@@ -40,12 +40,13 @@ __all__ = ["Measures", "measure", "rows"]
 
 class Measures(Struct, frozen=True):
     run: RunRecord
+    up: bool  # while it was looked at, so that more is to come
     config: str  # its name
     simulator: str | None  # version and hash; None where the config is not one of the simulated feed
     began_ms: int  # of what is told here; the run's creation where nothing is
     ended_ms: int
     comparison: Comparison | None  # of buckets
-    twins: tuple[Lift, ...]  # against the same visits under the baseline; only of the simulated feed
+    twins: Twins | None  # the same visits under the baseline; only of the simulated feed
     versions: tuple[PolicyVersions, ...]
     verdicts: tuple[Verdict, ...]
     freshness: tuple[Freshness, ...]
@@ -63,16 +64,18 @@ class Measures(Struct, frozen=True):
 
 def measure(run: Run) -> Measures:
     """Raises: ConfigError, LogError, SnapshotError."""
-    config = run.config()
+    config, up = run.config(), run.holder is not None
     visits = list(read_visits(run.traffic))
     acknowledged, answered = ids(read_acknowledged(run.traffic)), Ids()
     pages = asked(config, _noting(answered, read_pages(run.traffic)))
     verdicts = tuple(read_verdicts(run.models))
+    learning = learning_rows(run.trainer)
     topics, policies = _topics(config, run), config.learned_policies()
     parts = lives(read_journal(run.journal))
     times = [visit.time_ms for visit in visits] + [t for life in parts for t in (life.started_ms, life.ended_ms) if t]
     return Measures(
         run=run.record,
+        up=up,
         config=config.name,
         simulator=_simulator(config),
         began_ms=min(times, default=run.record.created_ms),
@@ -81,12 +84,12 @@ def measure(run: Run) -> Measures:
         twins=_twins(config, visits),
         versions=versions(policies, verdicts),
         verdicts=verdicts,
-        freshness=freshness(policies, verdicts, topics.transitions(), topics.pages),
+        freshness=freshness(policies, verdicts, topics.transitions(), topics.pages, learning),
         asked=pages,
         counts=topics.counts,
         accounting=account(acknowledged, answered, topics) if pages else None,
         actions=actions_over_time(config, topics.drawn),
-        learning=learning_rows(run.trainer),
+        learning=learning,
         parts=parts,
     )
 
@@ -103,11 +106,11 @@ def _topics(config: FeatureConfig, run: Run) -> Topics:
         return read_topics(config, log, run.stream)
 
 
-def _twins(config: FeatureConfig, visits: list[Visit]) -> tuple[Lift, ...]:
+def _twins(config: FeatureConfig, visits: list[Visit]) -> Twins | None:
     try:
         return against_twins(config, visits)
     except SimulationError:
-        return ()
+        return None
 
 
 def _simulator(config: FeatureConfig) -> str | None:

@@ -15,7 +15,7 @@ class Accounting(Struct, frozen=True):
     acknowledged: int  # events, by their ids
     missing: int  # of them; anything but 0 is a fault
     answered: int  # pages
-    lost: int  # of them, in the log nowhere: the agent was killed before it had written them
+    lost: int  # of them, in the log nowhere: not written yet, or the agent ended before it had written them
 
 
 def account(acknowledged: Ids, answered: Ids, topics: Topics) -> Accounting:

@@ -11,7 +11,9 @@ from msgspec import Struct
 
 from pageturn.measuring.series import Bins, Quantiles
 from pageturn.simulating import AskedPage
+from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.config.schema import FeatureConfig
+from pipeline.simulation.reactions import user_of_request
 
 UNANSWERED = "no answer"
 _BINS = 400
@@ -32,7 +34,7 @@ class Asked(Struct, frozen=True):
     decided_by: dict[str, int]  # answered pages
     reasons: dict[str, int]  # of fallbacks
     troubles: dict[str, int]  # of pages without an answer
-    learned: int  # answered pages of buckets of a learned policy
+    learned: int  # pages of buckets of a learned policy, answered or not
     learned_by_policy: int  # of them
     wait_ms: Quantiles  # of answered pages, as the caller saw it
     deciders: Deciders
@@ -48,7 +50,7 @@ class Asked(Struct, frozen=True):
 
 def asked(config: FeatureConfig, pages: Iterable[AskedPage]) -> Asked | None:
     """None of no pages."""
-    learned = {b.name for b in config.buckets.assign if b.policy in config.learned_policies()}
+    learns = Learning(config)
     times, waits, who, names = array("q"), array("d"), array("l"), {UNANSWERED: 0}
     troubles: Counter[str] = Counter()
     theirs: Counter[str | None] = Counter()
@@ -58,7 +60,7 @@ def asked(config: FeatureConfig, pages: Iterable[AskedPage]) -> Asked | None:
         who.append(names.setdefault(_who(page), len(names)))
         if page.decided_by is None:
             troubles[page.trouble or "unknown"] += 1
-        if page.bucket in learned:
+        if learns.of(page):
             theirs[page.decided_by] += 1
     if not times:
         return None
@@ -76,6 +78,30 @@ def asked(config: FeatureConfig, pages: Iterable[AskedPage]) -> Asked | None:
         wait_ms=Quantiles.of(wait[answered]),
         deciders=_deciders(names, when, wait, index),
     )
+
+
+class Learning:
+    """Whether a page is of a learned policy's bucket."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        self._config, self._table = config.buckets, bucket_table(config.buckets)
+        self._learned = frozenset(config.learned_policies())
+        self._names = {b.name for b in config.buckets.assign if b.policy in self._learned}
+
+    def of(self, page: AskedPage) -> bool:
+        """Of a page that nobody answered: by its user; where that is not known it counts, for an outage shall show."""
+        if page.bucket is not None:
+            return page.bucket in self._names
+        user_id = user_of(page)
+        return user_id is None or self._config.unit != "user_id" or self.of_user(user_id)
+
+    def of_user(self, user_id: str) -> bool:
+        return self._table[slot_of(self._config, user_id)].policy in self._learned
+
+
+def user_of(page: AskedPage) -> str | None:
+    """Records did not always name the user; of a simulated one the request id does."""
+    return page.user_id or user_of_request(page.request_id)
 
 
 def _who(page: AskedPage) -> str:

@@ -12,14 +12,16 @@ from pageturn.measuring.series import Bins
 from pageturn.simulating import Visit
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.config.schema import Bucket, FeatureConfig
-from pipeline.simulation.outcomes import Estimate, Summary, clustered, difference, relative, summarise
+from pipeline.simulation.outcomes import Estimate, Outcome, Summary, clustered, difference, relative, summarise
 
 WHOLE, SECOND_HALF = "whole run", "second half"
+PER_VISIT, PER_SESSION = "reward per visit", "reward per session"
+FEW = 30  # users on a side, below which nothing is concluded
 _POINTS = 30
 
 
 class RewardOverTime(Struct, frozen=True):
-    """Reward per session, of visits that ended in each bin; NaN where there were none."""
+    """Reward per visit, of those that ended in each bin; NaN where there were none."""
 
     bins: Bins
     reward: tuple[Estimate, ...]
@@ -36,17 +38,26 @@ class BucketFigures(Struct, frozen=True):
 
 
 class Lift(Struct, frozen=True):
-    """Reward per session: a learned policy's buckets minus the baseline's. A run's interval holds for its policies as
-    they were served; what another seed would have learned it does not know."""
+    """A learned policy's buckets minus the baseline's. A run's interval holds for its policies as they were served;
+    what another seed would have learned it does not know."""
 
     policy: str | None  # None: all learned policies together
     period: str
+    measure: str  # PER_VISIT, PER_SESSION
+    users: int  # of the smaller side
     absolute: Estimate
     relative: Estimate | None  # None: the baseline's reward may be zero or less
 
     @property
+    def primary(self) -> bool:
+        """The one comparison that a conclusion is drawn from, named before any run: of many, one in twenty leaves
+        zero out by chance. Per visit, for whether users look at the feed again is the policy's doing: per session, a
+        policy gains by losing those who bring little."""
+        return (self.policy, self.period, self.measure) == (None, WHOLE, PER_VISIT)
+
+    @property
     def finding(self) -> Literal["better", "worse", "not shown", "unknown"]:
-        if not np.isfinite((self.absolute.low, self.absolute.high)).all():
+        if self.users < FEW or not np.isfinite((self.absolute.low, self.absolute.high)).all():
             return "unknown"
         if self.absolute.low > 0:
             return "better"
@@ -54,7 +65,7 @@ class Lift(Struct, frozen=True):
 
     @property
     def conclusion(self) -> str:
-        return _CONCLUSIONS[self.finding]
+        return _CONCLUSIONS[self.finding] if self.primary else ""
 
 
 _CONCLUSIONS = {
@@ -67,7 +78,11 @@ _CONCLUSIONS = {
 
 class Comparison(Struct, frozen=True):
     buckets: tuple[BucketFigures, ...]
-    lifts: tuple[Lift, ...]  # of all learned policies first; whole run and second half of each
+    lifts: tuple[Lift, ...]  # the primary one first; whole run and second half of each
+
+    @property
+    def primary(self) -> Lift | None:
+        return next((lift for lift in self.lifts if lift.primary), None)
 
 
 def compare(config: FeatureConfig, visits: Sequence[Visit]) -> Comparison | None:
@@ -85,8 +100,9 @@ def compare(config: FeatureConfig, visits: Sequence[Visit]) -> Comparison | None
     baseline = [v for b in config.buckets.assign if b.policy not in learned for v in by_bucket[b.name]]
     lifts = [
         lift
+        for measure in (PER_VISIT, PER_SESSION)
         for policy in (None, *learned)
-        for lift in _lifts(policy, _visits_under(config, policy, by_bucket), baseline, middle_ms)
+        for lift in _lifts(policy, measure, _visits_under(config, policy, by_bucket), baseline, middle_ms)
     ]
     return Comparison(figures, tuple(lifts))
 
@@ -116,25 +132,31 @@ def _figures(bucket: Bucket, visits: list[Visit], learned: bool, bins: Bins, mid
     )
 
 
-def _over_time(visits: Iterable[Visit], bins: Bins) -> RewardOverTime:
-    seen = [visit for visit in visits if visit.outcome.exposed]
-    where = bins.of([visit.time_ms for visit in seen])
-    parts: list[list[Visit]] = [[] for _ in range(bins.count)]
-    for visit, index in zip(seen, where, strict=True):
-        parts[index].append(visit)
+def _over_time(visits: Sequence[Visit], bins: Bins) -> RewardOverTime:
+    where = bins.of([visit.time_ms for visit in visits])
+    parts: list[list[Outcome]] = [[] for _ in range(bins.count)]
+    for visit, index in zip(visits, where, strict=True):
+        parts[index].append(visit.outcome)
     return RewardOverTime(bins, tuple(_reward(part) for part in parts))
 
 
-def _reward(visits: Iterable[Visit]) -> Estimate:
-    seen = [visit.outcome for visit in visits if visit.outcome.exposed]
-    return clustered([outcome.reward for outcome in seen], [outcome.user_id for outcome in seen])
+def _reward(outcomes: Sequence[Outcome]) -> Estimate:
+    return clustered([outcome.reward for outcome in outcomes], [outcome.user_id for outcome in outcomes])
 
 
-def _lifts(policy: str | None, ours: list[Visit], baseline: list[Visit], middle_ms: float) -> list[Lift]:
-    """Empty where one side has no sessions."""
+def _lifts(policy: str | None, measure: str, ours: list[Visit], baseline: list[Visit], middle_ms: float) -> list[Lift]:
+    """Empty where one side has nothing to count."""
     found = []
     for period, since in ((WHOLE, 0.0), (SECOND_HALF, middle_ms)):
-        a, b = (_reward(v for v in side if v.time_ms >= since) for side in (ours, baseline))
-        if np.isfinite((a.mean, b.mean)).all():
-            found.append(Lift(policy, period, difference(a, b), relative(a, b)))
+        sides = [_counted(side, measure, since) for side in (ours, baseline)]
+        if all(sides):
+            users = min(len({outcome.user_id for outcome in side}) for side in sides)
+            a, b = map(_reward, sides)
+            found.append(Lift(policy, period, measure, users, difference(a, b), relative(a, b)))
     return found
+
+
+def _counted(visits: Iterable[Visit], measure: str, since_ms: float) -> list[Outcome]:
+    """A visit that did not look at the feed is worth nothing to a mean per visit, and is no session."""
+    counted = (visit.outcome for visit in visits if visit.time_ms >= since_ms)
+    return [outcome for outcome in counted if outcome.exposed or measure == PER_VISIT]

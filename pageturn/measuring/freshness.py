@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -21,7 +22,11 @@ class Histogram(Struct, frozen=True):
 
 
 class Freshness(Struct, frozen=True):
-    """Seconds until the first accepted version that learned from it had passed its checks and was pointed to."""
+    """Seconds until the first accepted version that learned from it had passed its checks and was pointed to.
+
+    A version has learned from what was ingested before its last update: the learner ingests one by one, but updates in
+    rounds, after so many of them, and not before it can fill a batch.
+    """
 
     policy: str
     page_s: Quantiles  # since a page closed
@@ -35,16 +40,42 @@ def freshness(
     verdicts: Sequence[Verdict],
     transitions: Iterable[tuple[str, str]],
     pages: Mapping[str, Seen],
+    rounds: Sequence[Mapping[str, Any]],
 ) -> tuple[Freshness, ...]:
-    """Of each policy with versions. `transitions`: id and request id in the order of the trainer, each once or more."""
+    """Of each policy with versions that learned from anything.
+
+    `transitions`: id and request id in the order of the trainer, each once or more. `rounds`: rows of its metrics.
+    """
     places: dict[str, int] = {}
     requests = [request_id for identity, request_id in transitions if _first(places, identity)]
+    history = _Rounds(rounds)
     found = []
     for policy in policies:
-        theirs = [v for v in learned_versions(verdicts) if v.policy == policy and v.last_transition in places]
-        if theirs:
-            found.append(_freshness(policy, sorted(theirs, key=lambda v: v.time_ms), places, requests, pages))
+        accepted = sorted((v for v in learned_versions(verdicts) if v.policy == policy), key=lambda v: v.time_ms)
+        reached = [(v.time_ms, history.learned_by(v, places[v.last_transition] + 1))
+                   for v in accepted if v.last_transition in places]  # fmt: skip
+        served = [(time_ms, count) for time_ms, count in reached if count]
+        if served:
+            found.append(_freshness(policy, served, requests, pages))
     return tuple(found)
+
+
+class _Rounds:
+    """How many updates there had been after how many transitions."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._transitions = np.array([row["transitions"] for row in rows], np.int64)
+        self._updates = np.array([int(row.get("updates", 0)) for row in rows], np.int64)
+
+    def learned_by(self, version: Verdict, ingested: int) -> int:
+        """How many of the transitions were there at the version's last update; 0 where nothing is known of it."""
+        updates = self._until(ingested) if version.updates is None else version.updates
+        place = int(np.searchsorted(self._updates, updates))
+        return min(int(self._transitions[place]), ingested) if updates > 0 and place < len(self._updates) else 0
+
+    def _until(self, ingested: int) -> int:
+        place = int(np.searchsorted(self._transitions, ingested, side="right"))
+        return int(self._updates[place - 1]) if place else 0
 
 
 def _first(places: dict[str, int], identity: str) -> bool:
@@ -55,15 +86,16 @@ def _first(places: dict[str, int], identity: str) -> bool:
 
 
 def _freshness(
-    policy: str, verdicts: Sequence[Verdict], places: dict[str, int], requests: list[str], pages: Mapping[str, Seen]
+    policy: str, served: Sequence[tuple[int, int]], requests: list[str], pages: Mapping[str, Seen]
 ) -> Freshness:
-    """A trainer that began anew may be behind: what an earlier version has learned from stays learned from."""
-    reached = np.maximum.accumulate([places[str(verdict.last_transition)] for verdict in verdicts])
-    learned = requests[: int(reached[-1]) + 1]
-    version = np.searchsorted(reached, np.arange(len(learned)))
+    """`served`: when, and how many of the requests the version had learned from. A trainer that began anew may be
+    behind: what an earlier version has learned from stays learned from."""
+    reached = np.maximum.accumulate([count for _, count in served])
+    learned = requests[: int(reached[-1])]
+    version = np.searchsorted(reached, np.arange(len(learned)), side="right")
     page_s, click_s = [], []
     for request_id, number in zip(learned, version.tolist(), strict=True):
-        page, served_ms = pages.get(request_id), verdicts[number].time_ms
+        page, served_ms = pages.get(request_id), served[number][0]
         if page is not None:
             page_s.append((served_ms - page.closed_ms) / 1000)
             click_s += [(served_ms - clicked_ms) / 1000 for clicked_ms in page.clicks_ms]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pageturn.measuring.accounting import Accounting
 from pageturn.measuring.asked import Asked
-from pageturn.measuring.buckets import SECOND_HALF, WHOLE, Comparison, Lift
+from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, Comparison, Lift
 from pageturn.measuring.freshness import Freshness
 from pageturn.measuring.series import Quantiles
+from pageturn.measuring.twins import Twins
 from pageturn.measuring.versions import INSUFFICIENT, PolicyVersions
 from pageturn.table import event_rows
 from pipeline.simulation.outcomes import Estimate, Summary
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from pageturn.measures import Measures
 
 Row = tuple[object, ...]
-PER_SESSION = "reward per session"
-TWINS = "reward against the same visits under the baseline (a simulator can tell)"
+TWINS = "the same visits under the baseline (a simulator can tell): those that looked at the feed anyway"
+IN_PROGRESS = "A look at a run in progress: where it stops may not be chosen by what is seen."
 
 
 class Figure(NamedTuple):
@@ -28,9 +29,10 @@ class Figure(NamedTuple):
     digits: int
 
 
-REWARD = Figure(PER_SESSION, "reward", 2)
+REWARD = Figure(PER_VISIT, "visit_reward", 2)
 FIGURES = (
     REWARD,
+    Figure(PER_SESSION, "reward", 2),
     Figure("exposure rate", "exposure", 3),
     Figure("click rate per user", "user_clicks", 3),
     Figure("dwell (s)", "dwell_s", 1),
@@ -48,8 +50,10 @@ def rows(measures: Measures) -> list[Row]:
         [row for policy in measures.versions for row in _versions(policy)],
         [row for policy in measures.freshness for row in _freshness(policy)],
         _buckets(measures.comparison) if measures.comparison else (),
-        _lifts("reward against the baseline", measures.comparison.lifts) if measures.comparison else (),
-        _lifts(TWINS, measures.twins),
+        _primary(measures.comparison.primary) if measures.comparison and measures.comparison.primary else (),
+        _lifts("other looks at the same users", secondary(measures.comparison)),
+        _twins(measures.twins) if measures.twins else (),
+        [(IN_PROGRESS,)] if measures.up else (),
     )
     found: list[Row] = []
     for part in map(list, parts):
@@ -62,7 +66,7 @@ def _accounting(found: Accounting) -> Iterator[Row]:
     yield "acknowledged events", found.acknowledged
     yield "  missing", found.missing if not found.missing else f"{found.missing}: they should be somewhere"
     yield "answered pages", found.answered
-    yield "  not in the log", found.lost if not found.lost else f"{found.lost} (of an agent that was killed)"
+    yield "  not in the log", found.lost
 
 
 def _asked(found: Asked) -> Iterator[Row]:
@@ -78,6 +82,10 @@ def _asked(found: Asked) -> Iterator[Row]:
 
 def _versions(found: PolicyVersions) -> Iterator[Row]:
     yield f"versions of {found.policy}", f"{found.accepted} accepted"
+    if found.updated is not None:
+        yield "  of them with new updates", found.updated
+    if found.moved is not None:
+        yield "  of them moved from the baseline", moved(found)
     for name in INSUFFICIENT:
         if found.evidence.get(name):
             yield f"  of them {name.replace('_', ' ')}", found.evidence[name]
@@ -99,15 +107,28 @@ def _buckets(found: Comparison) -> Iterator[Row]:
     yield ("sessions, of users", *(f"{bucket.whole.sessions}, {bucket.users}" for bucket in found.buckets))
     for figure in FIGURES:
         yield (figure.title, *(shown(bucket.whole, figure) for bucket in found.buckets))
-    yield (f"reward, {SECOND_HALF}", *(shown(bucket.second_half, REWARD) for bucket in found.buckets))
+    yield (f"{REWARD.title}, {SECOND_HALF}", *(shown(bucket.second_half, REWARD) for bucket in found.buckets))
+
+
+def _primary(lift: Lift) -> Iterator[Row]:
+    yield (f"{PER_VISIT} against the baseline: learned, {lift.period}", *_differences(lift), lift.conclusion)
 
 
 def _lifts(title: str, lifts: Sequence[Lift]) -> Iterator[Row]:
     if lifts:
         yield (title,)
     for lift in lifts:
-        more = percent(lift.relative) if lift.relative else ""
-        yield f"  {who(lift)}, {lift.period}", signed(lift.absolute), more, lift.conclusion
+        yield (f"  {lift.measure}: {who(lift)}, {lift.period}", *_differences(lift))
+
+
+def _twins(found: Twins) -> Iterator[Row]:
+    yield from _lifts(TWINS, found.lifts)
+    if warning := oddity(found):
+        yield f"  {warning}", ""
+
+
+def _differences(lift: Lift) -> tuple[str, str]:
+    return signed(lift.absolute), percent(lift.relative) if lift.relative else ""
 
 
 # Texts -----------------------------------------------------------------------------------------------------------
@@ -129,6 +150,22 @@ def interval(found: Estimate, digits: int) -> str:
         return "-"
     mean, low, high = (f"{value:.{digits}f}" for value in (found.mean, found.low, found.high))
     return mean if found.half != found.half else f"{mean} [{low}, {high}]"
+
+
+def secondary(found: Comparison | None) -> tuple[Lift, ...]:
+    return tuple(lift for lift in found.lifts if not lift.primary) if found else ()
+
+
+def moved(found: PolicyVersions) -> str:
+    far = "" if found.distance is None else f" (the last by {found.distance:.1%} of the range, on average)"
+    return f"{found.moved}{far if found.moved else ''}"
+
+
+def oddity(found: Twins) -> str:
+    """Empty where all is as it should be."""
+    if not found.odd:
+        return ""
+    return f"warning: {found.odd} of {found.checked} visits of the baseline differ from themselves: these are off, too"
 
 
 def who(lift: Lift) -> str:
@@ -157,13 +194,14 @@ def seconds(found: Quantiles) -> str:
     return f"p50 {number(found.p50)} s, p90 {number(found.p90)} s (n = {found.n})" if found.n else "nothing yet"
 
 
-def verdict(found: Comparison | None) -> str:
-    """The run in one sentence."""
-    lift = next((lift for lift in found.lifts if lift.policy is None and lift.period == WHOLE), None) if found else None
+def verdict(found: Comparison | None, up: bool = False) -> str:
+    """The run in one sentence, and whether it is over."""
+    lift = found.primary if found else None
     if lift is None:
         return "There is nothing to compare yet."
     more = f", which is {percent(lift.relative)}" if lift.relative else ""
-    return f"{_HEADS[lift.finding]}: {signed(lift.absolute)} {PER_SESSION}{more}; 95 % intervals."
+    said = f"{_HEADS[lift.finding]}: {signed(lift.absolute)} {lift.measure}{more}; 95 % intervals."
+    return f"{said} {IN_PROGRESS}" if up else said
 
 
 _HEADS = {

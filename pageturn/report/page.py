@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from model_export.checks import Check, Verdict
 from pageturn.measures import Measures
-from pageturn.measuring.buckets import WHOLE, Comparison
-from pageturn.measuring.rows import TWINS, counted, percent, signed, verdict
+from pageturn.measuring.buckets import PER_VISIT, Comparison
+from pageturn.measuring.rows import TWINS, counted, moved, oddity, percent, signed, verdict
 from pageturn.measuring.versions import PolicyVersions
 from pageturn.report.chart import Chart, Clock, Table, text
 from pageturn.report.policies import action_charts, learning_charts
@@ -18,6 +18,12 @@ from pageturn.report.serving import freshness_charts, freshness_table, serving_c
 from pageturn.table import event_rows
 
 VERDICTS_SHOWN = 500
+_REWARD_NOTE = (
+    "A visit that does not look at the feed counts as 0 per visit, and not at all per session: whether users look at "
+    "it again is the policy's doing. So the conclusion rests on the reward per visit of all learned policies together, "
+    "over the whole run, and on no other comparison. Intervals take a user as one draw: the visits of one are not "
+    "independent."
+)
 
 
 class Tile(NamedTuple):
@@ -61,7 +67,7 @@ def page(measures: Measures) -> Page:
     newest = measures.verdicts[::-1][:VERDICTS_SHOWN]
     return Page(
         title=measures.run.name,
-        conclusion=verdict(measures.comparison),
+        conclusion=verdict(measures.comparison, measures.up),
         facts=_facts(measures),
         tiles=tuple(_tiles(measures)),
         sections=tuple(sections),
@@ -80,6 +86,7 @@ def _facts(measures: Measures) -> tuple[tuple[str, str], ...]:
         ("began", began),
         ("duration", duration((measures.ended_ms - measures.began_ms) // 1000)),
         ("store", "Redis" if measures.run.redis else "SQLite"),
+        *([("state", "in progress")] if measures.up else []),
     ]
     return tuple(found)
 
@@ -97,13 +104,15 @@ def _tiles(measures: Measures) -> Iterator[Tile]:
     yield from _lift_tile(measures)
     accepted = sum(each.accepted for each in measures.versions)
     insufficient = sum(each.on_insufficient_evidence for each in measures.versions)
-    yield Tile("versions published", f"{accepted:,}", f"{insufficient:,} of them on insufficient evidence")
+    known = [each.moved for each in measures.versions if each.moved is not None]
+    more = f"{sum(known):,} of them moved from the baseline; " if known else ""
+    yield Tile("versions published", f"{accepted:,}", f"{more}{insufficient:,} on insufficient evidence")
     if measures.asked and measures.asked.policy_share is not None:
         more = f"of the learned buckets' {measures.asked.learned:,} pages"
         yield Tile("decided by policy", f"{measures.asked.policy_share:.1%}", more)
-    known = [each for each in measures.freshness if each.page_s.p50 is not None]
-    if known:
-        worst = max(known, key=lambda each: each.page_s.p50 or 0)
+    fresh = [each for each in measures.freshness if each.page_s.p50 is not None]
+    if fresh:
+        worst = max(fresh, key=lambda each: each.page_s.p50 or 0)
         more = f"click: {text(worst.click_s.p50, 1)} s; medians of {worst.policy}"
         yield Tile("page closed → served", f"{text(worst.page_s.p50, 1)} s", more)
     if measures.accounting:
@@ -115,11 +124,11 @@ def _tiles(measures: Measures) -> Iterator[Tile]:
 def _lift_tile(measures: Measures) -> Iterator[Tile]:
     lifts = measures.comparison.lifts if measures.comparison else ()
     for lift in lifts:
-        if lift.policy is None:
-            tone = "good" if lift.absolute.low > 0 else "bad" if lift.absolute.high < 0 else ""
+        if lift.policy is None and lift.measure == PER_VISIT:
+            tone = {"better": "good", "worse": "bad"}.get(lift.finding, "") if lift.primary else ""
             value = f"{lift.relative.mean:+.1%}" if lift.relative else f"{lift.absolute.mean:+.2f}"
             between = (percent(lift.relative) if lift.relative else signed(lift.absolute)).partition("[")[2]
-            label = "lift" if lift.period == WHOLE else f"lift, {lift.period}"
+            label = f"lift, {lift.measure}" if lift.primary else f"the same, {lift.period}"
             yield Tile(label, value, f"95 %: {between.rstrip(']').replace(',', ' to')}", tone)
 
 
@@ -131,7 +140,7 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
     by_name = colours(found, policies)
     if found:
         yield Section(
-            "reward", "Reward", "Intervals take a user as one draw: the visits of one are not independent.",
+            "reward", "Reward", _REWARD_NOTE,
             tuple(reward_charts(found, by_name, clock)),
             tuple(_reward_tables(measures, found)),
         )  # fmt: skip
@@ -162,7 +171,8 @@ def _reward_tables(measures: Measures, found: Comparison) -> Iterator[tuple[str,
     yield "Buckets", bucket_table(found)
     yield "Against the baseline", lift_table(found.lifts)
     if measures.twins:
-        yield TWINS.capitalize(), lift_table(measures.twins)
+        warning = f" ({oddity(measures.twins)})" if oddity(measures.twins) else ""
+        yield f"Against {TWINS}{warning}", lift_table(measures.twins.lifts)
 
 
 def _asked_tables(measures: Measures) -> Iterator[tuple[str, Table]]:
@@ -186,7 +196,7 @@ def _event_tables(measures: Measures) -> Iterator[tuple[str, Table]]:
             ("acknowledged events", f"{found.acknowledged:,}"),
             ("missing", f"{found.missing:,}"),
             ("answered pages", f"{found.answered:,}"),
-            ("not in the log (of a killed agent)", f"{found.lost:,}"),
+            ("not in the log", f"{found.lost:,}"),
         ]
         yield "Nothing is lost, by the ids", Table(("ids", ""), tuple(rows))
 
@@ -196,13 +206,18 @@ def _grouped(value: object) -> str:
 
 
 def version_table(found: Iterable[PolicyVersions]) -> Table:
-    head = ("policy", "accepted", "of them on insufficient evidence", "refused", "kept", "superseded")
+    head = (
+        "policy", "accepted", "of them with new updates", "moved from the baseline", "on insufficient evidence",
+        "refused", "kept", "superseded",
+    )  # fmt: skip
     return Table(
         head,
         tuple(
             (
                 each.policy,
                 each.accepted,
+                "–" if each.updated is None else each.updated,
+                "–" if each.moved is None else moved(each),
                 counted(each.on_insufficient_evidence, {k.replace("_", " "): n for k, n in each.evidence.items()}),
                 counted(sum(each.refused.values()), each.refused),
                 counted(sum(each.kept.values()), each.kept),

@@ -91,8 +91,9 @@ def learning_charts(rows: Sequence[Row], policies: Sequence[str], colours: Colou
     yield drawn("value-mean", "Mean V and A", "Over the batches; A is what an action adds to V.",
                 _of("V", GREEN, "value_mean"),
                 *(_of(f"A, {p}", c, f"advantage_mean/{p}") for p, c in per_policy.items()))  # fmt: skip
-    yield drawn("ratio", "|A| / |V|", "Of the means: how much there is to decide, against what comes anyway.",
-                *((p, c, _ratio(p)) for p, c in per_policy.items()))  # fmt: skip
+    if any("value_abs" in point for point in points):  # it was not always measured
+        yield drawn("ratio", "Mean |A| / mean |V|", "How much there is to decide, against what comes anyway.",
+                    *((p, c, _ratio(p)) for p, c in per_policy.items()))  # fmt: skip
     yield drawn("updates", "Transitions and updates", "Learned from, and done, in all.",
                 _of("transitions", GREY, "transitions"), _of("updates", GREEN, "updates"))  # fmt: skip
 
@@ -103,8 +104,8 @@ def _of(name: str, colour: str, key: str) -> tuple[str, str, Callable[[Row], flo
 
 def _ratio(policy: str) -> Callable[[Row], float | None]:
     def ratio(point: Row) -> float | None:
-        a, v = _number(point.get(f"advantage_mean/{policy}")), _number(point.get("value_mean"))
-        return abs(a / v) if a is not None and v else None
+        a, v = _number(point.get(f"advantage_abs/{policy}")), _number(point.get("value_abs"))
+        return a / v if a is not None and v else None
 
     return ratio
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pageturn.measuring.buckets import SECOND_HALF, WHOLE, BucketFigures, Comparison, Lift
-from pageturn.measuring.rows import FIGURES, PER_SESSION, REWARD, Figure, estimate_of, percent, shown, signed, who
+from pageturn.measuring.buckets import PER_VISIT, SECOND_HALF, WHOLE, BucketFigures, Comparison, Lift
+from pageturn.measuring.rows import FIGURES, REWARD, Figure, estimate_of, percent, shown, signed, who
 from pageturn.report.chart import GREEN, GREY, LEARNED, Chart, Clock, Table, every, faint, figure, lines, short, text
 from pipeline.simulation.outcomes import Estimate
 
@@ -38,7 +38,7 @@ def user_charts(found: Comparison, colours: Colours) -> Iterator[Chart]:
 def _by_bucket(found: Comparison, colours: Colours) -> Chart:
     traces = [_dots(found, REWARD, colours, whole=whole) for whole in (True, False)]
     note = f"Mean and 95 % interval. Filled: {WHOLE}; hollow: {SECOND_HALF}, when the policies had learned more."
-    return Chart("reward", f"{PER_SESSION.capitalize()}, by bucket", note, _on_buckets(found, traces, 300))
+    return Chart(REWARD.name, f"{PER_VISIT.capitalize()}, by bucket", note, _on_buckets(found, traces, 300))
 
 
 def _dots(found: Comparison, of: Figure, colours: Colours, *, whole: bool) -> go.Scatter:
@@ -79,20 +79,20 @@ def _on_buckets(found: Comparison, traces: list[go.Scatter], height: int) -> dic
 
 
 def _lifts(found: Comparison, colours: Colours) -> Chart:
-    shown_first = list(reversed(found.lifts))
+    shown_first = [lift for lift in reversed(found.lifts) if lift.measure == PER_VISIT]
     trace = go.Scatter(
         x=[short(lift.absolute.mean) for lift in shown_first],
         y=[_name(lift) for lift in shown_first],
         error_x=_bars([lift.absolute for lift in shown_first]),
         mode="markers",
         marker={"size": 10, "color": [colours.get(lift.policy or "", GREEN) for lift in shown_first]},
-        text=[f"{signed(lift.absolute)}: {lift.conclusion}" for lift in shown_first],
+        text=[" ".join((signed(lift.absolute), lift.conclusion)) for lift in shown_first],
         hovertemplate="%{y}: %{text}<extra></extra>",
     )
     axis = {"zeroline": True, "zerolinewidth": 2, "title": {"text": "difference"}}
-    note = "Learned minus baseline, with the 95 % interval. One that covers zero shows no difference yet."
+    note = "Learned minus baseline, with the 95 % interval. The conclusion rests on the topmost."
     made = figure([trace], left=140, showlegend=False, xaxis=axis)
-    return Chart("lift", f"{PER_SESSION.capitalize()}, against the baseline", note, made)
+    return Chart("lift", f"{PER_VISIT.capitalize()}, against the baseline", note, made)
 
 
 def _name(lift: Lift) -> str:
@@ -101,9 +101,9 @@ def _name(lift: Lift) -> str:
 
 def _over_time(found: Comparison, colours: Colours, clock: Clock) -> Chart:
     traces = [trace for bucket in found.buckets for trace in _band(bucket, colours[bucket.bucket], clock)]
-    note = "Mean of the sessions that ended in each span of time; shaded: 95 % interval."
+    note = "Mean of the visits that ended in each span of time; shaded: 95 % interval."
     made = figure(traces, height=340, xaxis=clock.axis, hovermode="x unified")
-    return Chart("reward-time", f"{PER_SESSION.capitalize()}, over time", note, made, _reward_table(found, clock), True)
+    return Chart("reward-time", f"{PER_VISIT.capitalize()}, over time", note, made, _reward_table(found, clock), True)
 
 
 def _band(bucket: BucketFigures, colour: str, clock: Clock) -> Iterator[go.Scatter]:
@@ -148,11 +148,17 @@ def bucket_table(found: Comparison) -> Table:
 
 
 def lift_table(lifts: Sequence[Lift]) -> Table:
-    head = ("against the baseline", "difference", "relative", "")
+    head = ("", "against the baseline", "difference", "relative", "")
     return Table(
         head,
         tuple(
-            (_name(lift), signed(lift.absolute), percent(lift.relative) if lift.relative else "–", lift.conclusion)
+            (
+                lift.measure,
+                _name(lift),
+                signed(lift.absolute),
+                percent(lift.relative) if lift.relative else "–",
+                lift.conclusion,
+            )
             for lift in lifts
         ),
     )

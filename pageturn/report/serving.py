@@ -154,7 +154,7 @@ def freshness_charts(found: Sequence[Freshness], colours: Colours) -> Iterator[C
             [bars], height=240, bargap=0.05, showlegend=False, xaxis={"title": {"text": "seconds"}},
             yaxis={"title": {"text": "pages"}},
         )  # fmt: skip
-        note = "From the close of a page to the first served version that learned from it (up to the 99 % quantile)."
+        note = "From the close of a page to the first served version with an update since (up to the 99 % quantile)."
         yield Chart(f"freshness-{each.policy}", f"Freshness, {each.policy}", note, made)
 
 

@@ -37,7 +37,9 @@ class Losses(NamedTuple):
     actor: tf.Tensor  # [K]
     q_abs: tf.Tensor  # [K] |V(s) + A_k(s, a)|
     value_mean: tf.Tensor  # [] V(s)
+    value_abs: tf.Tensor  # [] |V(s)|
     advantage_mean: tf.Tensor  # [K] A_k(s, mu_k(s))
+    advantage_abs: tf.Tensor  # [K] |A_k(s, mu_k(s))|
     action_mean: tf.Tensor  # [K, N] mu_k(s) inside the range
 
 
@@ -121,7 +123,9 @@ class Ddpg(tf.Module):
             tf.reduce_mean(actor, axis=1),
             tf.reduce_mean(tf.abs(v_tm1 + a_tm1), axis=1),
             tf.reduce_mean(v_tm1),
+            tf.reduce_mean(tf.abs(v_tm1)),
             tf.reduce_mean(a_mu, axis=1),
+            tf.reduce_mean(tf.abs(a_mu), axis=1),
             tf.reduce_mean(self.space.action(units), axis=1),
         )
 

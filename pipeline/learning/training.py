@@ -37,6 +37,7 @@ _PER_POLICY = {
     "actor_loss": "actor",
     "q_abs": "q_abs",
     "advantage_mean": "advantage_mean",
+    "advantage_abs": "advantage_abs",
 }
 
 Metrics = dict[str, float]
@@ -136,7 +137,8 @@ class Training:
         if not all(np.isfinite(mean).all() for mean in means.values()):
             msg = f"losses are no longer finite at update {self.progress.updates}: lower the learning rates"
             raise DivergenceError(msg)
-        metrics = {"value_loss": float(means["value"]), "value_mean": float(means["value_mean"])}
+        metrics = {"value_loss": float(means["value"])}
+        metrics |= {name: float(means[name]) for name in ("value_mean", "value_abs")}
         for k, policy in enumerate(self._policies):
             metrics |= {f"{name}/{policy}": float(means[key][k]) for name, key in _PER_POLICY.items()}
             actions = zip(self.config.action, means["action_mean"][k], strict=True)

@@ -37,6 +37,12 @@ def ids_of(sessions: Sessions, prefix: str = "sim") -> Ids:
     return Ids(user_id(int(who.user[0])), session_id, f"{session_id}-{page}")
 
 
+def user_of_request(request_id: str) -> str | None:
+    """Of a request id as `ids_of` makes them; None of others."""
+    parts = request_id.rsplit("-", 3)
+    return user_id(int(parts[1])) if len(parts) == 4 and all(part.isdecimal() for part in parts[1:]) else None
+
+
 def candidates(page: Offer) -> tuple[Item, ...]:
     """The candidates of the one session, in no particular order."""
     rows = zip(page.items[:, 0], page.click_score[:, 0], page.pay_score[:, 0], strict=True)

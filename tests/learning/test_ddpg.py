@@ -114,6 +114,15 @@ def test_v_looks_ahead_with_v_and_a_with_what_its_own_policy_would_execute(warm)
     np.testing.assert_allclose(losses.advantage, advantage.mean(axis=1), rtol=1e-5)
 
 
+def test_sizes_are_means_of_what_has_a_sign(warm) -> None:
+    """V and A of either sign: the mean of |V| is not the size of the mean of V."""
+    learner, batch = warm
+    losses, found = learner.losses(batch), learner.evaluate(batch.state)
+    np.testing.assert_allclose(losses.value_abs, np.abs(found.value).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses.advantage_abs, np.abs(found.advantage).mean(axis=1), rtol=1e-5)
+    assert abs(float(losses.value_mean)) < 0.99 * float(losses.value_abs)
+
+
 # A fresh policy is the baseline ----------------------------------------------------------------------------------
 
 

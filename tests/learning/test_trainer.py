@@ -204,6 +204,7 @@ def test_metrics_have_a_line_per_round(config, write, tmp_path: Path) -> None:
     assert [line["updates"] for line in lines] == [8, 16, 24, 32]
     assert lines[-1]["diverged"] == 0
     assert {"value_loss", "advantage_loss/p1", "q_abs/p2", "action_mean/p1/a"} <= lines[-1].keys()
+    assert {"value_abs", "advantage_abs/p1", "advantage_abs/p2"} <= lines[-1].keys()
 
 
 def test_values_beyond_what_rewards_add_up_to_raise_the_alarm(config, make_transition) -> None:

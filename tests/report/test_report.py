@@ -17,6 +17,15 @@ from pageturn.report.writing import render
 _VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
+@pytest.fixture
+def lively(lively: Any) -> Any:
+    """With a round that measured sizes, and a version that learned from it."""
+    row = {"time_ms": lively.start_ms, "transitions": 2, "updates": 1, "value_loss": 2.0, "value_mean": -1.0}
+    lively.learned(row | {"value_abs": 2.0, "advantage_mean/rl_a": 0.01, "advantage_abs/rl_a": 0.25})
+    lively.verdict(92, "accepted", version=4, last_transition="p16@1", updates=1, moved=0.25)
+    return lively
+
+
 class Reading(HTMLParser):
     """What is in a page, and whether its elements are closed in order."""
 
@@ -72,19 +81,49 @@ def test_every_section_is_there_and_every_chart_has_its_data(lively: Any):
     assert len(found.ids) == len(set(found.ids))
     figures = json.loads(found.scripts["figures"])
     assert sorted(figures) == sorted(found.charts)
-    assert {"reward", "lift", "reward-time", "exposure", "user_clicks", "dwell_s", "depth"} < set(figures)
+    assert {"visit_reward", "reward", "lift", "reward-time", "exposure", "user_clicks", "dwell_s", "depth"} < set(
+        figures
+    )
     assert {"deciders", "parts", "waits"} < set(figures)
     assert {"action-mean-rl_a-a", "action-executed-rl_a-a", "ratio", "value-mean", "freshness-rl_a"} < set(figures)
     assert not any("template" in figure["layout"] for figure in figures.values())  # the page has its own
     (ratio,) = [each for each in figures["ratio"]["data"] if each["name"] == "rl_a"]
-    assert set(ratio["y"]) == {0.125}
+    assert ratio["y"] == [0.125, *[None] * 19]  # rounds of before sizes were measured
+
+
+def test_sizes_that_nobody_measured_are_not_shown(made: Any):
+    made.learned({"time_ms": made.start_ms, "transitions": 64, "updates": 1, "value_loss": 1.0, "value_mean": 2.0})
+    figures = json.loads(Reading(render(measure(made.run))).scripts["figures"])
+    assert "value-mean" in figures
+    assert "ratio" not in figures
+
+
+def test_a_baseline_that_is_not_its_own_twin_is_warned_of(lively: Any):
+    measures = measure(lively.run)
+    warned = msgspec.structs.replace(measures.twins, checked=20, odd=3)
+    words = "3 of 20 visits of the baseline differ from themselves"
+    assert words in Reading(render(msgspec.structs.replace(measures, twins=warned))).text
+    assert "warning" not in Reading(render(msgspec.structs.replace(measures, twins=twins_of(measures)))).text
+
+
+def twins_of(measures: Any) -> Any:
+    return msgspec.structs.replace(measures.twins, odd=0)
+
+
+def test_a_run_in_progress_says_so(lively: Any):
+    measures = measure(lively.run)
+    assert "in progress" not in Reading(render(measures)).text
+    text = Reading(render(msgspec.structs.replace(measures, up=True))).text
+    assert text.count("in progress") == 2  # in the conclusion, and among the facts
 
 
 def test_its_numbers_can_be_read_without_scripts(lively: Any):
     measures = measure(lively.run)
     text = Reading(render(measures)).text
-    control = measures.comparison.buckets[0].whole.reward
-    assert f"{control.mean:.2f} [{control.low:.2f}, {control.high:.2f}]" in text
+    control = measures.comparison.buckets[0].whole
+    for found in (control.visit_reward, control.reward):
+        assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in text
+    assert "moved from the baseline" in text
     assert "learned buckets are ahead of the baseline" in text or "No difference" in text
     for words in ("simulated feed v", "accepted (bootstrap)", "expected <= 0.2, found 0.3", "agent: signal 9"):
         assert words in text
