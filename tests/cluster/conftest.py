@@ -6,11 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from pipeline.config.schema import FeatureConfig
-from tests.beam.conftest import config  # noqa: F401 (a fixture)
+from tests.cluster import feed
 from tests.cluster.broker import free_ports
 from tests.cluster.flink import Cluster, Stream, job_server
 from tests.conftest import ROOT, missing
@@ -41,10 +39,10 @@ def flink(flink_jars: Path, tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def start_stream(config: FeatureConfig, flink_job_server: Path, tmp_path: Path) -> Iterator[Callable[..., Stream]]:  # noqa: F811
+def start_stream(flink_job_server: Path, tmp_path: Path) -> Iterator[Callable[..., Stream]]:
     """`pageturn stream --runner flink`; what is left of them is killed at the end."""
     file = tmp_path / "config.yaml"
-    file.write_bytes(msgspec.json.encode(config))  # YAML, too
+    file.write_text(feed.CONFIG)
     started: list[Stream] = []
 
     def start(log_url: str, master: str | None = None, parallelism: int = 1) -> Stream:

@@ -22,6 +22,26 @@ from pipeline.transitions.session import output_id, topic_of
 from tests.beam.conftest import session_traffic
 from tests.laws import reference_stream
 
+# Windows short enough for pages to close and sessions to end within the traffic.
+CONFIG = """
+schema_version: 1
+name: feed
+kv_prefix: t
+features: [{kind: dense, name: hour, source: context.hour}]
+fusion: {kind: pay_plus_a_phi, phi: 0.1}
+action: [{name: a, baseline: 1.0, range: [0.0, 2.0]}]
+reward: {weights: {click: 0.1, order: 1.0}}
+algorithm: {kind: ddpg, gamma: 0.9}
+policies: [{name: base, kind: baseline}]
+buckets: {salt: salt, assign: [{name: all, policy: base, slots: [0, 99]}]}
+stream:
+  attribution: {click: 3s, order: 3s}
+  lateness: 1s
+  clock_skew: 1s
+  session_gap: 10s
+  max_pages: 4
+  remember_closed: 20s
+"""
 Outputs = dict[str, dict[str, bytes]]  # topic -> id -> payload
 EVENTS_PER_SESSION = 25  # about
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.reading import parse_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import DEAD_LETTERS, DUPLICATES, EVENTS, LATE, OUTPUTS, TRANSITIONS, EventLog
@@ -22,6 +23,11 @@ StartStream = Callable[..., Stream]
 START_MS = 1_700_000_000_000
 PARTITIONS = 4
 PATIENCE_S = 900.0
+
+
+@pytest.fixture(scope="module")
+def config() -> FeatureConfig:
+    return parse_config(feed.CONFIG)
 
 
 @pytest.fixture

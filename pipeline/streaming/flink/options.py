@@ -48,7 +48,7 @@ def pipeline_options(settings: Settings, name: str, checkpoints: str, resume: st
         f"--checkpointing_interval={settings.checkpoint_interval_ms}",
         f"--max_bundle_time_mills={_BUNDLE_MS}",
         f"--state_backend_storage_path={checkpoints}",
-        "--retain_externalized_checkpoints_on_cancellation=true",
+        "--retain_externalized_checkpoints_on_cancellation",
         *(f"--job_server_jvm_properties={flag}" for flag in (*_jvm_flags(), *settings.job_server_flags)),
         *_environment(settings),
         *([f"--flink_job_server_jar={settings.job_server}"] if settings.job_server else []),
