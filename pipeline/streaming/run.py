@@ -51,9 +51,24 @@ def run_stream(
     home = shard.folder(state_dir)
     with closing(open_log(log_url)) as log, exclusive(home):
         _create_topics(log, partitions, until_idle)
-        with closing(SnapshotStore(home)) as store:
-            _submit(config, log, store, shard, until_idle, stop, clock_ms, limits).wait_until_finish()
+        follow(config, log, home, until_idle=until_idle, stop=stop, clock_ms=clock_ms, limits=limits, shard=shard)
         return None if stop.is_set() or shard.count > 1 else count(log, state_dir)
+
+
+def follow(
+    config: FeatureConfig,
+    log: EventLog,
+    home: Path,
+    *,
+    until_idle: bool,
+    stop: threading.Event,
+    clock_ms: Callable[[], int] = wall_clock_ms,
+    limits: Limits = Limits(),  # noqa: B008 (immutable)
+    shard: Shard = Shard(),  # noqa: B008
+) -> None:
+    """The same on a log whose topics are there, in a folder that nobody else has."""
+    with closing(SnapshotStore(home)) as store:
+        _submit(config, log, store, shard, until_idle, stop, clock_ms, limits).wait_until_finish()
 
 
 def job_of(config: FeatureConfig) -> dict[str, Any]:
