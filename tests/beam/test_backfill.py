@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,10 +105,10 @@ def test_ranges_of_a_log_are_what_the_live_stream_made_of_them(live: Live, outpu
 
 def test_ranges_side_by_side_give_each_output_once(live: Live, outputs: Outputs) -> None:
     whole = outputs(live.log)
-    parts = [
-        outputs(live.fill(f"out{low}", Range(START_MS + low, START_MS + high))[0])
-        for low, high in [(-10_000, 30_000), (30_000, 30_001), (30_001, 70_000), (70_000, 10**9)]
-    ]
+    times = sorted(filed(EPISODES, payload) for payload in whole[EPISODES])  # ranges begin and end exactly at pages
+    one, other = times[len(times) // 3], times[2 * len(times) // 3]
+    edges = [START_MS - 10_000, one, one + 1, other, START_MS + 10**9]
+    parts = [outputs(live.fill(f"out{low}", Range(low, high))[0]) for low, high in pairwise(edges)]
     assert {topic: sorted(p for part in parts for p in part[topic]) for topic in OUTPUTS} == whole
 
 
