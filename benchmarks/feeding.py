@@ -12,7 +12,8 @@ from pipeline.exploration import default_sigma
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
-from pipeline.learning.ddpg import Batch, Ddpg
+from pipeline.learning.learner import Batch
+from pipeline.learning.learners import learner_of
 from pipeline.simulation import observing
 from pipeline.simulation.draws import Array
 from pipeline.simulation.env import FeedEnv
@@ -25,7 +26,7 @@ _CONTROL = 3  # every third feed is the baseline's
 _FLAGS = ("first_page", "active_", "city_", "entrance_", "hour_")  # columns of 0 and 1
 
 
-def feed_config(world: World, algorithm: schema.Ddpg, noise: schema.OrnsteinUhlenbeck) -> FeatureConfig:
+def feed_config(world: World, algorithm: schema.Algorithm, noise: schema.OrnsteinUhlenbeck) -> FeatureConfig:
     """A config whose dense input is the environment's observation, with one learned policy.
 
     Numbers are z-scored: next to flags they would hardly vary.
@@ -115,7 +116,7 @@ class Apprenticeship:
 
     def __init__(self, world: World, config: FeatureConfig) -> None:
         self._world, self._algorithm = world, config.algorithm
-        self.learner = Ddpg(config)
+        self.learner = learner_of(config)
         self._encoder, self._statistics = Encoder(config), Statistics(config)
         self._snapshot = Snapshot.initial(config)
         self._feeds = Feeds(world, config, config.algorithm.seed)
@@ -146,7 +147,7 @@ class Apprenticeship:
         return self._actions(observing.vector(self._world.params, sessions))
 
     def _actions(self, state: Array) -> Array:
-        return np.asarray(self.learner.evaluate(self._inputs(state)).action)[0, :, 0].astype(np.float64)
+        return np.asarray(self.learner.evaluate(self._inputs(state)).action)[0, 0, :, 0].astype(np.float64)
 
     def _inputs(self, state: Array) -> dict[str, Array]:
         return self._encoder.finish(self._rows(state), self._snapshot)
@@ -163,7 +164,8 @@ class Apprenticeship:
         for _ in range(int(self._owed)):
             page = self._memory.sample(self._random, self._algorithm.batch_size)
             states = (self._inputs(page.state), self._inputs(page.next_state))
-            self.learner.step(Batch(*states, *page[2:]), active)
+            of_seed = ({name: x[None] for name, x in state.items()} for state in states)
+            self.learner.step(Batch(*of_seed, *(x[None] for x in page[2:])), active)
             self._owed -= 1
             self.updates += 1
 

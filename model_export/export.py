@@ -36,10 +36,10 @@ from pipeline import durable
 from pipeline.config.schema import Bits, Dense, Feature, FeatureConfig
 from pipeline.config.schema import Sequence as SequenceFeature
 from pipeline.features.encoder import Encoder
-from pipeline.features.inputs import model_inputs
 from pipeline.features.snapshot import Snapshot
-from pipeline.learning.ddpg import ActionSpace, Ddpg, Evaluation
-from pipeline.learning.networks import Inputs, Mlp, Tower, drawing
+from pipeline.learning.learner import Evaluation, inputs_spec
+from pipeline.learning.learners import actor_of
+from pipeline.learning.networks import Inputs
 from pipeline.learning.training import Probing, Training
 from pipeline.records import FeatureValue, State
 
@@ -54,23 +54,13 @@ class PolicyModel(tf.Module):
 
     def __init__(self, config: FeatureConfig) -> None:
         super().__init__(name="policy")
-        algorithm, draw = config.algorithm, drawing(config.algorithm.seed)
-        self.space = ActionSpace(config)
-        self.tower = Tower(config, draw)
-        self.head = Mlp(draw, "actor", self.tower.width, algorithm.head, self.space.size)
-        specs = {i.name: tf.TensorSpec([None, *i.shape], i.dtype, name=i.name) for i in model_inputs(config)}
+        self.actor = actor_of(config, seeds=(config.algorithm.seed,), policies=1)
+        specs = {name: tf.TensorSpec(x.shape, x.dtype, name=name) for name, x in inputs_spec(config).items()}
         serve = tf.function(lambda **inputs: {"action": self(inputs)}, autograph=False)
         self.serve = serve.get_concrete_function(**specs)
 
     def __call__(self, inputs: Inputs) -> tf.Tensor:
-        return self.space.action(self.head(self.tower(inputs)))  # [B, N]
-
-    def copy_from(self, learner: Ddpg, policy: int) -> None:
-        """The shared tower whole, of the stacked heads the policy's own."""
-        for mine, shared in zip(self.tower.variables, learner.tower.variables, strict=True):
-            mine.assign(shared)
-        for mine, stacked in zip(self.head.variables, learner.actor_heads.variables, strict=True):
-            mine.assign(tf.reshape(stacked[policy], mine.shape))
+        return self.actor({name: x[None] for name, x in inputs.items()})[0, 0]  # [B, N]
 
 
 class Exporter:
@@ -98,7 +88,7 @@ class Exporter:
                 continue
             temporary = final.with_name(f".tmp-{candidate.id}")
             shutil.rmtree(temporary, ignore_errors=True)
-            self._model.copy_from(training.learner, k)
+            self._model.actor.copy_from(training.learner.actor, training.chosen, k)
             with _explained(final):
                 self._write(temporary, candidate, training.snapshot, judged.inputs)
                 durable.rename(temporary, final)
@@ -160,7 +150,8 @@ def _judge(training: Training) -> _Judged:
     inputs = training.encoder.finish(training.encoder.stack(prepared), training.snapshot)
     found = zip(probing.states, prepared, strict=True)
     probing = Probing(tuple(structs.replace(state, lookups=p.lookups) for state, p in found), probing.covered)
-    return _Judged(probing, inputs, Evaluation(*(x.numpy() for x in training.learner.evaluate(inputs))))
+    found_by_all = training.learner.evaluate(inputs)
+    return _Judged(probing, inputs, Evaluation(*(x.numpy()[training.chosen] for x in found_by_all)))
 
 
 def bootstrap(config: FeatureConfig, staging: Path, created_ms: int) -> tuple[Path, ...]:
@@ -181,14 +172,14 @@ def _candidate(training: Training, k: int, judged: _Judged, created_ms: int) -> 
         config_sha=training.encoder.config_sha,
         parameters=training.snapshot.sha256,
         created_ms=created_ms,
-        seed=config.algorithm.seed,
+        seed=config.algorithm.all_seeds[training.chosen],
         transitions=progress.ingested,
         explored=progress.explored.get(policy, 0),
         updates=progress.updates,
         first_transition=progress.first_transition,
         last_transition=progress.last_transition,
         losses={name: x for name, x in losses.items() if "/" not in name},
-        value_mean=float(evaluation.value.mean()) if probing.covered else None,
+        value_mean=float(evaluation.value[k].mean()) if probing.covered else None,
         advantage_mean=float(evaluation.advantage[k].mean()) if probing.covered else None,
         pages=dict(progress.pages.get(policy, {})),
         probes=tuple(probes),

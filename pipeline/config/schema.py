@@ -201,23 +201,36 @@ class Stream(_Value, frozen=True):
 # Learning --------------------------------------------------------------------------------------------------------
 
 
-class Ddpg(_Value, frozen=True, tag_field="kind", tag="ddpg"):
-    """Shared state tower, V, and per policy A and mu. Q = V + A; see `pipeline/learning/ddpg.py`."""
+class _Algorithm(_Value, frozen=True):
+    """What all learners have: one shared state tower, heads per policy, Adam."""
 
     gamma: Annotated[float, Meta(ge=0, lt=1)]
     tower: Annotated[tuple[Count, ...], Meta(min_length=1)] = (128, 64)
     head: tuple[Count, ...] = (32,)
-    # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
-    advantage: Literal["quadratic", "network"] = "quadratic"
-    tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
-    target: Literal["none"] = "none"
     learning_rate: Positive = 1e-3
-    actor_learning_rate: Positive = 1e-4
     batch_size: Count = 256
     replay: Count = 100_000  # transitions
     updates_per_transition: NonNegative = 0.25
     actor_after: Annotated[int, Meta(ge=0)] = 2_000  # transitions a policy explored, before its actor moves
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 1
+    seeds: Annotated[int, Meta(ge=1, le=64)] = 1  # learners side by side: seed, seed + 1 and so on
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+
+class Ddpg(_Algorithm, frozen=True, tag_field="kind", tag="ddpg"):
+    """Shared state tower, V, and per policy A and mu. Q = V + A; see `pipeline/learning/ddpg.py`."""
+
+    # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
+    advantage: Literal["quadratic", "network"] = "quadratic"
+    tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
+    target: Literal["none"] = "none"
+    actor_learning_rate: Positive = 1e-4
+
+
+Algorithm = Ddpg  # one of the kinds; see `pipeline/learning/learners.py`
 
 
 class Policy(_Value, frozen=True):
@@ -265,7 +278,7 @@ class FeatureConfig(_Value, frozen=True):
     fusion: PayPlusAPhi | Exponents
     action: Annotated[tuple[ActionDimension, ...], Meta(min_length=1)]
     reward: Reward
-    algorithm: Ddpg
+    algorithm: Algorithm
     policies: Annotated[tuple[Policy, ...], Meta(min_length=1)]
     buckets: Buckets
     embeddings: dict[Name, GraphTable | ExternalTable] = {}

@@ -1,4 +1,4 @@
-"""Losses of `ddpg` as pure functions of tensors. B: batch, K: policies, N: action dimensions.
+"""Losses of `ddpg` as pure functions of tensors. S: seeds, K: policies, B: batch, N: action dimensions.
 
 Time indices as in rlax: `tm1` is the state that was acted in, `t` the next one. `discount_t` is gamma times the
 transition's discount. Every target is a constant: gradients flow only through the regressed prediction.
@@ -19,8 +19,8 @@ class Regression(NamedTuple):
 
 def baseline_value(v_tm1: tf.Tensor, r_t: tf.Tensor, discount_t: tf.Tensor, v_t: tf.Tensor) -> Regression:
     """V(s) towards r + discount V(s'): the value of the baseline where the baseline acted in s."""
-    _ranks((v_tm1, 1), (r_t, 1), (discount_t, 1), (v_t, 1))
-    return _regression(v_tm1, r_t + discount_t * v_t)  # [B]
+    ranks((v_tm1, 2), (r_t, 2), (discount_t, 2), (v_t, 2))
+    return regression(v_tm1, r_t + discount_t * v_t)  # [S, B]
 
 
 def residual_advantage(
@@ -30,8 +30,9 @@ def residual_advantage(
 
     Holds for any logged action, whoever chose it (one step, off-policy).
     """
-    _ranks((a_tm1, 2), (v_tm1, 1), (r_t, 1), (discount_t, 1), (v_t, 1), (a_t, 2))
-    return _regression(a_tm1, r_t + discount_t * (v_t + a_t) - v_tm1)  # [K, B]
+    ranks((a_tm1, 3), (v_tm1, 2), (r_t, 2), (discount_t, 2), (v_t, 2), (a_t, 3))
+    r_t, discount_t, v_t, v_tm1 = (x[:, None] for x in (r_t, discount_t, v_t, v_tm1))
+    return regression(a_tm1, r_t + discount_t * (v_t + a_t) - v_tm1)  # [S, K, B]
 
 
 def invert_gradient(dq_da: tf.Tensor, action: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
@@ -40,30 +41,30 @@ def invert_gradient(dq_da: tf.Tensor, action: tf.Tensor, low: tf.Tensor, high: t
     Keeps mu inside its range without a squashing function whose gradient dies at the bounds.
     Source: Hausknecht & Stone 2016, "Deep reinforcement learning in parameterized action space", section 3.
     """
-    _ranks((dq_da, 3), (action, 3), (low, 1), (high, 1))
+    ranks((dq_da, 4), (action, 4), (low, 1), (high, 1))
     room = tf.where(dq_da > 0, high - action, action - low) / (high - low)
-    return dq_da * room  # [K, B, N]
+    return dq_da * room  # [S, K, B, N]
 
 
 def policy_ascent(action: tf.Tensor, dq_da: tf.Tensor) -> tf.Tensor:
     """A loss whose gradient with respect to the action is -dq_da: descending it ascends Q, which stays fixed."""
-    _ranks((action, 3), (dq_da, 3))
-    return -tf.reduce_sum(action * tf.stop_gradient(dq_da), axis=2)  # [K, B]
+    ranks((action, 4), (dq_da, 4))
+    return -tf.reduce_sum(action * tf.stop_gradient(dq_da), axis=3)  # [S, K, B]
 
 
 def masked_mean(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean of x where the mask is 1; 0 where it is 1 nowhere."""
-    _ranks((x, 1), (mask, 1))
-    return tf.reduce_sum(x * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
+    """Mean over the batch of x where the mask is 1; 0 where it is 1 nowhere. [S, B] -> [S]."""
+    ranks((x, 2), (mask, 2))
+    return tf.reduce_sum(x * mask, axis=1) / tf.maximum(tf.reduce_sum(mask, axis=1), 1.0)
 
 
-def _regression(prediction: tf.Tensor, target: tf.Tensor) -> Regression:
+def regression(prediction: tf.Tensor, target: tf.Tensor) -> Regression:
     target = tf.stop_gradient(target)
     error = target - prediction
     return Regression(0.5 * tf.square(error), target, error)
 
 
-def _ranks(*expected: tuple[tf.Tensor, int]) -> None:
-    """A [B, 1] among [B] would broadcast to [B, B] without a word."""
+def ranks(*expected: tuple[tf.Tensor, int]) -> None:
+    """A [S, B, 1] among [S, B] would broadcast to [S, B, B] without a word."""
     for tensor, rank in expected:
         tf.debugging.assert_rank(tensor, rank)

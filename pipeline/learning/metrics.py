@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.durable import appending
 from pipeline.learning.training import Training
 
 _LIMIT_BYTES = 64 * 1024 * 1024  # then the file is put aside as <name>.1, in place of the one before
@@ -22,7 +23,7 @@ class MetricsFile:
     def append(self, line: dict[str, object]) -> None:
         if self._path.exists() and self._path.stat().st_size > self._limit_bytes:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        with self._path.open("ab") as file:
+        with appending(self._path) as file:
             file.write(msgspec.json.encode(line) + b"\n")
 
 

@@ -1,12 +1,16 @@
 """The networks, generated from the feature config: one block per feature, a shared state tower, stacked heads.
 
-Weights are drawn from numpy's Philox keyed by (seed, name): one seed gives the same weights on any machine, and a
-new feature leaves the draws of the others alone.
+Every variable has a leading axis of seeds, heads of policies a second one of policies: S x K networks are one batched
+product. Shapes: S seeds, K policies, B examples, N action dimensions.
+
+Weights are drawn from numpy's Philox keyed by (seed, name): one seed gives the same weights on any machine, whatever
+other seeds are beside it, and a new feature leaves the draws of the others alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Several
 
 import numpy as np
 import tensorflow as tf
@@ -16,20 +20,24 @@ from pipeline.config.schema import Bits, ConvLayer, Feature, FeatureConfig, Grap
 from pipeline.features.inputs import DENSE, dense_columns, hashed_rows, mask_name, table_rows
 
 Inputs = dict[str, tf.Tensor]
-Draw = Callable[[str, tuple[int, ...], float], tf.Variable]  # (name, shape, bound) -> uniform in [-bound, bound)
+Draw = Callable[[str, tuple[int, ...], float], tf.Variable]  # (name, shape, bound) -> [S, *shape] in [-bound, bound)
 
 _EMBEDDING_BOUND = 0.05
 
 
-def drawing(seed: int) -> Draw:
+def drawing(seeds: Several[int]) -> Draw:
     """Variables with uniform weights; bits of the generator scaled by exact arithmetic, so alike everywhere."""
 
     def draw(name: str, shape: tuple[int, ...], bound: float) -> tf.Variable:
-        key = np.random.SeedSequence([seed % 2**64, xxhash.xxh3_64_intdigest(name.encode())])
-        unit = np.random.Generator(np.random.Philox(key)).random(shape, dtype=np.float32)
-        return tf.Variable((2 * unit - 1) * np.float32(bound), name=name)
+        units = np.stack([_uniform(seed, name, shape) for seed in seeds])
+        return tf.Variable((2 * units - 1) * np.float32(bound), name=name)
 
     return draw
+
+
+def _uniform(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    key = np.random.SeedSequence([seed % 2**64, xxhash.xxh3_64_intdigest(name.encode())])
+    return np.random.Generator(np.random.Philox(key)).random(shape, dtype=np.float32)
 
 
 def he_bound(fan_in: int) -> float:
@@ -38,19 +46,24 @@ def he_bound(fan_in: int) -> float:
 
 
 class Linear(tf.Module):
-    """x @ kernel + bias; with a `stack`, as many of them side by side as one batched product.
+    """x @ kernel + bias; with a `stack`, as many of them side by side.
 
-    Without: [B, in] -> [B, out]. With: [B, in] or [K, B, in] -> [K, B, out].
+    Without: [S, B, in] -> [S, B, out]. With: [S, B, in] or [S, K, B, in] -> [S, K, B, out].
     """
 
     def __init__(self, draw: Draw, name: str, fan_in: int, out: int, stack: int | None = None, zero: bool = False):
         super().__init__()
         lead = () if stack is None else (stack,)
         self.kernel = draw(f"{name}_kernel", (*lead, fan_in, out), 0.0 if zero else he_bound(fan_in))
-        self.bias = draw(f"{name}_bias", (*lead, 1, out) if lead else (out,), 0.0)
+        self.bias = draw(f"{name}_bias", (*lead, 1, out), 0.0)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(x, self.kernel) + self.bias
+        return tf.matmul(for_policies(x, self.kernel.shape.rank), self.kernel) + self.bias
+
+
+def for_policies(x: tf.Tensor, rank: int = 4) -> tf.Tensor:
+    """[S, B, ...] -> [S, 1, B, ...] where an axis of policies is expected and x has none."""
+    return x if len(x.shape) == rank else tf.expand_dims(x, 1)
 
 
 class Mlp(tf.Module):
@@ -81,10 +94,11 @@ class QuadraticAdvantages(tf.Module):
         self.terms = Mlp(draw, "advantage", width, hidden, sum(self.sizes), stack=policies)
 
     def of_state(self, hidden: tf.Tensor) -> tf.Tensor:
-        return self.terms(hidden)  # [B, H] -> [K, B, 1 + 2 N]
+        return self.terms(hidden)  # [S, B, H] -> [S, K, B, 1 + 2 N]
 
     def __call__(self, state_part: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
-        """units: the action in baseline-centred units, [B, N] or [K, B, N]. Returns [K, B]."""
+        """units: the action in baseline-centred units, [S, B, N] or [S, K, B, N]. Returns [S, K, B]."""
+        units = for_policies(units)
         level, slope, curvature = tf.split(state_part, self.sizes, axis=-1)
         return tf.squeeze(level, -1) + tf.reduce_sum(units * (slope + 0.5 * curvature * units), axis=-1)
 
@@ -102,11 +116,11 @@ class NetworkAdvantages(tf.Module):
         self.rest = None if self.linear else Mlp(draw, "advantage", first, tuple(rest[:-1]), 1, stack=policies)
 
     def of_state(self, hidden: tf.Tensor) -> tf.Tensor:
-        return self.state(hidden)  # [B, H] -> [K, B, F]
+        return self.state(hidden)  # [S, B, H] -> [S, K, B, F]
 
     def __call__(self, state_part: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
-        """units: the action in baseline-centred units, [B, N] or [K, B, N]. Returns [K, B]."""
-        x = state_part + tf.matmul(units, self.action_kernel)
+        """units: the action in baseline-centred units, [S, B, N] or [S, K, B, N]. Returns [S, K, B]."""
+        x = state_part + tf.matmul(for_policies(units), self.action_kernel)
         return tf.squeeze(x if self.rest is None else self.rest(tf.nn.relu(x)), -1)
 
 
@@ -117,11 +131,11 @@ class Embedding(tf.Module):
         self.table = draw(f"{name}_table", (rows, dim), _EMBEDDING_BOUND)
 
     def __call__(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.gather(self.table, rows)  # [B] -> [B, dim]
+        return tf.gather(self.table, rows, batch_dims=1)  # [S, B] -> [S, B, dim]
 
 
 class SequenceEncoder(tf.Module):
-    """Masked 1-D convolutions over [B, L, D], then pooling. Padding counts for nothing; none but padding gives 0.
+    """Masked 1-D convolutions over [S, B, L, D], then pooling. Padding counts for nothing; none but padding gives 0.
 
     Activations are not negative and 0 where masked, so their maximum needs no mask of its own.
     """
@@ -129,24 +143,30 @@ class SequenceEncoder(tf.Module):
     def __init__(self, draw: Draw, name: str, dim: int, layers: tuple[ConvLayer, ...], pool: str):
         super().__init__()
         self.pool, self.width = pool, layers[-1].filters
-        dims = (dim, *(layer.filters for layer in layers))
-        self.kernels = [
-            draw(f"{name}_conv_{i}", (c.kernel, dims[i], c.filters), he_bound(c.kernel * dims[i]))
-            for i, c in enumerate(layers)
-        ]
-        self.biases = [draw(f"{name}_conv_{i}_bias", (c.filters,), 0.0) for i, c in enumerate(layers)]
+        self._spans = tuple(layer.kernel for layer in layers)
+        fans = [c.kernel * d for c, d in zip(layers, (dim, *(c.filters for c in layers)), strict=False)]
+        self.layers = [Linear(draw, f"{name}_conv_{i}", fans[i], c.filters) for i, c in enumerate(layers)]
 
     def __call__(self, x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        keep = mask[:, :, None]
-        for kernel, bias in zip(self.kernels, self.biases, strict=True):
-            x = tf.nn.relu(tf.nn.conv1d(x * keep, kernel, stride=1, padding="SAME") + bias) * keep
+        keep = mask[..., None]
+        shape = tf.shape(mask)  # [S, B, L]
+        for span, layer in zip(self._spans, self.layers, strict=True):
+            seen = tf.reshape(_windows(x * keep, span), [shape[0], shape[1] * shape[2], layer.kernel.shape[1]])
+            x = tf.nn.relu(tf.reshape(layer(seen), [shape[0], shape[1], shape[2], layer.kernel.shape[2]])) * keep
         if self.pool == "max":
-            return tf.reduce_max(x, axis=1)
-        return tf.reduce_sum(x, axis=1) / tf.maximum(tf.reduce_sum(keep, axis=1), 1.0)
+            return tf.reduce_max(x, axis=2)
+        return tf.reduce_sum(x, axis=2) / tf.maximum(tf.reduce_sum(keep, axis=2), 1.0)
+
+
+def _windows(x: tf.Tensor, span: int) -> tf.Tensor:
+    """What a convolution sees around each place, zeros beyond the ends: [S, B, L, D] -> [S, B, L, span * D]."""
+    before, length = (span - 1) // 2, tf.shape(x)[2]
+    padded = tf.pad(x, [[0, 0], [0, 0], [before, span - 1 - before], [0, 0]])
+    return tf.concat([padded[:, :, i : i + length] for i in range(span)], axis=-1)
 
 
 class Tower(tf.Module):
-    """State inputs -> [B, width]: what V, A and mu of all policies read."""
+    """State inputs [S, B, ...] -> [S, B, width]: what V, A and mu of all policies read."""
 
     def __init__(self, config: FeatureConfig, draw: Draw):
         super().__init__()
@@ -172,7 +192,7 @@ class Tower(tf.Module):
 
     def __call__(self, inputs: Inputs) -> tf.Tensor:
         dense = [inputs[DENSE]] if self._dense else []
-        x = tf.concat(dense + [self._block(name, inputs) for name in self._features], axis=1)
+        x = tf.concat(dense + [self._block(name, inputs) for name in self._features], axis=-1)
         for layer in self.layers:
             x = tf.nn.relu(layer(x))
         return x

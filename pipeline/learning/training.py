@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,12 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
-from pipeline.learning.ddpg import Batch, Ddpg
 from pipeline.learning.errors import DivergenceError
 from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_transition, to_example
+from pipeline.learning.learner import Batch
+from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
-from pipeline.learning.replay import Origins, RecentIds, Replay
+from pipeline.learning.replay import Origins, RecentIds, Replay, Sampled
 from pipeline.logs.log import TRANSITIONS, Record
 from pipeline.records import DeadLetter, State
 
@@ -32,13 +33,6 @@ RECENT_IDS = 131_072
 _UPDATES_AT_ONCE = 16  # whose rows are encoded together; a matter of memory and speed
 _STATES_PER_PROBE = 16
 _SLACK = 2.0  # of the bound on |Q|: approximation may overshoot it, divergence leaves it behind
-_PER_POLICY = {
-    "advantage_loss": "advantage",
-    "actor_loss": "actor",
-    "q_abs": "q_abs",
-    "advantage_mean": "advantage_mean",
-    "advantage_abs": "advantage_abs",
-}
 
 Metrics = dict[str, float]
 
@@ -53,7 +47,8 @@ class Training:
 
     def __init__(self, config: FeatureConfig, encoder: Encoder, *, round_size: int = ROUND_SIZE) -> None:
         self.config, self.encoder, self.round_size = config, encoder, round_size
-        self.learner = Ddpg(config)
+        self.learner = learner_of(config)
+        self.chosen = 0  # of the seeds: whose losses are reported, and which is handed out
         self.snapshot = Snapshot.initial(config)
         self.progress = Progress()
         self.losses: Metrics = {}  # of the last round with updates
@@ -118,33 +113,56 @@ class Training:
             self.losses = self._summary(history)
 
     def _updates(self, start: int, owed: int) -> list[dict[str, np.ndarray]]:
-        count, size = min(_UPDATES_AT_ONCE, owed - start), self.config.algorithm.batch_size
-        rng = np.random.default_rng([self.config.algorithm.seed % 2**64, self.progress.updates])
-        sampled = self.replay.sample(rng, count * size)
-        state = self.encoder.finish(sampled.state, self.snapshot)
-        next_state = self.encoder.finish(sampled.next_state, self.snapshot)
-        whole = Batch(state, next_state, *sampled[2:])
+        count = min(_UPDATES_AT_ONCE, owed - start)
+        batches = self._batches(count)
         active = np.array(
             [self.progress.explored.get(p, 0) >= self.config.algorithm.actor_after for p in self._policies]
         )
-        losses = [self.learner.step(_part(whole, i * size, size), active) for i in range(count)]
+        losses = [self.learner.step(batch, active) for batch in batches]
         self.progress.updates += count
         return [{name: x.numpy() for name, x in each.items()} for each in losses]
 
+    def _batches(self, count: int) -> list[Batch]:
+        """For every seed rows of its own: those that it would learn from if it were alone."""
+        algorithm = self.config.algorithm
+        seeds, size = algorithm.all_seeds, algorithm.batch_size
+        drawn = [self._sample(seed, count * size) for seed in seeds]
+        state, next_state, *columns = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        inputs = [self.encoder.finish(rows, self.snapshot) for rows in (state, next_state)]
+        shape = (len(seeds), count, size)
+        states = [{name: x.reshape(*shape, *x.shape[1:]) for name, x in each.items()} for each in inputs]
+        scalars = [x.reshape(*shape, *x.shape[1:]) for x in columns]
+        return [
+            Batch(*({name: x[:, i] for name, x in each.items()} for each in states), *(x[:, i] for x in scalars))
+            for i in range(count)
+        ]
+
+    def _sample(self, seed: int, rows: int) -> Sampled:
+        return self.replay.sample(np.random.default_rng([seed % 2**64, self.progress.updates]), rows)
+
     def _summary(self, history: list[dict[str, np.ndarray]]) -> Metrics:
-        """Means over the updates of a round, by policy where they are the policy's. DivergenceError when not finite."""
+        """Means over the updates of a round, of the chosen seed. Raises DivergenceError where one is not finite."""
         means = {name: np.mean([each[name] for each in history], axis=0) for name in history[0]}
         if not all(np.isfinite(mean).all() for mean in means.values()):
             msg = f"losses are no longer finite at update {self.progress.updates}: lower the learning rates"
             raise DivergenceError(msg)
-        metrics = {"value_loss": float(means["value"])}
-        metrics |= {name: float(means[name]) for name in ("value_mean", "value_abs")}
-        for k, policy in enumerate(self._policies):
-            metrics |= {f"{name}/{policy}": float(means[key][k]) for name, key in _PER_POLICY.items()}
-            actions = zip(self.config.action, means["action_mean"][k], strict=True)
-            metrics |= {f"action_mean/{policy}/{dimension.name}": float(mean) for dimension, mean in actions}
+        metrics: Metrics = {}
+        for name, mean in means.items():
+            metrics |= dict(self._named(name, mean[self.chosen]))
         metrics["diverged"] = float(means["q_abs"].max(initial=0.0) > self.q_bound)
         return metrics
+
+    def _named(self, name: str, mean: np.ndarray) -> Iterator[tuple[str, float]]:
+        """[] under its name, [K] under name/policy, [K, N] under name/policy/action."""
+        if mean.ndim == 0:
+            yield name, float(mean)
+            return
+        for policy, of_policy in zip(self._policies, mean, strict=True):
+            if mean.ndim == 1:
+                yield f"{name}/{policy}", float(of_policy)
+            else:
+                actions = zip(self.config.action, of_policy, strict=True)
+                yield from ((f"{name}/{policy}/{dimension.name}", float(x)) for dimension, x in actions)
 
     @property
     def run_id(self) -> str:
@@ -222,9 +240,3 @@ class Training:
 
 def origins_of(saved: Saved) -> Origins:
     return Origins(np.frombuffer(saved.partitions, "<i4"), np.frombuffer(saved.offsets, "<i8"))
-
-
-def _part(whole: Batch, start: int, size: int) -> Batch:
-    part = slice(start, start + size)
-    columns = ({name: x[part] for name, x in inputs.items()} for inputs in (whole.state, whole.next_state))
-    return Batch(*columns, *(x[part] for x in whole[2:]))

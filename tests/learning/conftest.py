@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipeline.config import schema
 from pipeline.config.schema import ActionDimension, Bucket, Buckets, Dense, FeatureConfig, PayPlusAPhi, Policy, Reward
-from pipeline.learning.ddpg import Batch
+from pipeline.learning.learner import Batch
 from pipeline.records import Action, DecidedBy, Decision, Ending, State, Transition
 
 Make = Callable[..., Any]
@@ -46,9 +46,16 @@ def make_config() -> Make:
     return make
 
 
+def for_one_seed(column: Any) -> Any:
+    return {name: x[None] for name, x in column.items()} if isinstance(column, dict) else column[None]
+
+
 @pytest.fixture(scope="session")
 def make_batch() -> Make:
-    """n transitions with seeded states; what is not given is 0 (reward, discount) or the baseline's."""
+    """n transitions with seeded states, for one seed; what is not given is 0 (reward, discount) or the baseline's.
+
+    Columns are given without the axis of seeds.
+    """
 
     def make(n: int = 16, seed: int = 0, width: int = 1, dimensions: int = 1, **columns: Any) -> Batch:
         rng = np.random.default_rng(seed)
@@ -61,7 +68,7 @@ def make_batch() -> Make:
             "discount": np.zeros(n, "f4"),
             "by_baseline": np.ones(n, "f4"),
         }
-        return Batch(**{**full, **columns})
+        return Batch(*(for_one_seed(x) for x in Batch(**{**full, **columns})))
 
     return make
 

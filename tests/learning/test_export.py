@@ -99,7 +99,7 @@ def test_the_served_action_is_the_learners(config, training, exported, policy: s
     np.testing.assert_allclose(action, [probe.action for probe in candidate.probes], rtol=0, atol=1e-6)
     assert (action != 1).any()  # it learned something
     k = config.learned_policies().index(policy)
-    expected = training.learner.evaluate(encoder.finish(rows, training.snapshot)).action[k]
+    expected = training.learner.evaluate(encoder.finish(rows, training.snapshot)).action[0, k]
     np.testing.assert_allclose(action, expected, rtol=0, atol=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_no_part_of_the_critic_is_exported(config, training, exported) -> None:
     reader = tf.train.load_checkpoint(str(exported["p1"] / MODEL / "variables" / "variables"))
     names = {n.split("/.ATTR")[0] for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")}
     assert names
-    assert all(name.startswith(("tower/", "head/")) for name in names)
+    assert all(name.startswith(("actor/tower/", "actor/heads/")) for name in names)
     assert len(names) == len(training.learner.tower.variables) + len(training.learner.actor_heads.variables)
 
 

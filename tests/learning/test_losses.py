@@ -19,32 +19,37 @@ def floats(*values: float) -> tf.Tensor:
     return tf.constant(values, tf.float32)
 
 
+def column(*values: float) -> tf.Tensor:
+    """[S, B] of one seed."""
+    return floats(*values)[None]
+
+
 def test_value_regresses_on_reward_plus_discounted_next_value() -> None:
-    result = baseline_value(floats(1, 2), r_t=floats(1, -1), discount_t=floats(0.5, 0), v_t=floats(4, 100))
-    np.testing.assert_allclose(result.target, [3, -1])  # 1 + .5 * 4; after a leave the next value is nothing
-    np.testing.assert_allclose(result.error, [2, -3])
-    np.testing.assert_allclose(result.loss, [2, 4.5])
+    result = baseline_value(column(1, 2), r_t=column(1, -1), discount_t=column(0.5, 0), v_t=column(4, 100))
+    np.testing.assert_allclose(result.target, [[3, -1]])  # 1 + .5 * 4; after a leave the next value is nothing
+    np.testing.assert_allclose(result.error, [[2, -3]])
+    np.testing.assert_allclose(result.loss, [[2, 4.5]])
 
 
 def test_advantage_regresses_on_what_the_baselines_value_leaves_unexplained() -> None:
     result = residual_advantage(
-        a_tm1=tf.constant([[0.5], [0.0]]),  # two policies, one transition
-        v_tm1=floats(2),
-        r_t=floats(1),
-        discount_t=floats(0.5),
-        v_t=floats(4),
-        a_t=tf.constant([[1.0], [-2.0]]),
+        a_tm1=tf.constant([[[0.5], [0.0]]]),  # one seed, two policies, one transition
+        v_tm1=column(2),
+        r_t=column(1),
+        discount_t=column(0.5),
+        v_t=column(4),
+        a_t=tf.constant([[[1.0], [-2.0]]]),
     )
-    np.testing.assert_allclose(result.target, [[1.5], [0.0]])  # 1 + .5 * (4 + 1) - 2; 1 + .5 * (4 - 2) - 2
-    np.testing.assert_allclose(result.loss, [[0.5], [0.0]])
+    np.testing.assert_allclose(result.target, [[[1.5], [0.0]]])  # 1 + .5 * (4 + 1) - 2; 1 + .5 * (4 - 2) - 2
+    np.testing.assert_allclose(result.loss, [[[0.5], [0.0]]])
 
 
 def test_gradients_reach_predictions_and_nothing_else() -> None:
-    v, v_t, a, a_t, r = floats(1), floats(2), tf.constant([[3.0]]), tf.constant([[4.0]]), floats(0)
+    v, v_t, a, a_t, r = column(1), column(2), tf.constant([[[3.0]]]), tf.constant([[[4.0]]]), column(0)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([v, v_t, a, a_t, r])
-        value = baseline_value(v, r, floats(0.9), v_t).loss
-        advantage = residual_advantage(a, v, r, floats(0.9), v_t, a_t).loss
+        value = baseline_value(v, r, column(0.9), v_t).loss
+        advantage = residual_advantage(a, v, r, column(0.9), v_t, a_t).loss
     assert tape.gradient(value, v) is not None
     assert tape.gradient(value, [v_t, r]) == [None, None]
     assert tape.gradient(advantage, a) is not None
@@ -63,26 +68,26 @@ def test_gradients_reach_predictions_and_nothing_else() -> None:
     ],
 )
 def test_inverting_gradients(gradient: float, action: float, expected: float) -> None:
-    inverted = invert_gradient(tf.constant([[[gradient]]]), tf.constant([[[action]]]), floats(-1), floats(1))
-    np.testing.assert_allclose(inverted, [[[expected]]])
+    inverted = invert_gradient(tf.fill([1, 1, 1, 1], gradient), tf.fill([1, 1, 1, 1], action), floats(-1), floats(1))
+    np.testing.assert_allclose(inverted, [[[[expected]]]])
 
 
 def test_descending_the_actor_loss_ascends_q() -> None:
-    action, dq_da = tf.constant([[[0.5, 1.0]]]), tf.constant([[[2.0, -3.0]]])
+    action, dq_da = tf.constant([[[[0.5, 1.0]]]]), tf.constant([[[[2.0, -3.0]]]])
     with tf.GradientTape() as tape:
         tape.watch([action, dq_da])
         loss = policy_ascent(action, dq_da)
-    assert float(loss[0, 0]) == pytest.approx(2.0)  # -(1 - 3)
+    assert float(loss[0, 0, 0]) == pytest.approx(2.0)  # -(1 - 3)
     for_action, for_critic = tape.gradient(loss, [action, dq_da])
     np.testing.assert_allclose(for_action, -dq_da)
     assert for_critic is None
 
 
 def test_masked_mean() -> None:
-    assert float(masked_mean(floats(1, 10, 3), floats(1, 0, 1))) == 2
-    assert float(masked_mean(floats(1, 10, 3), floats(0, 0, 0))) == 0
+    assert float(masked_mean(column(1, 10, 3), column(1, 0, 1))[0]) == 2
+    assert float(masked_mean(column(1, 10, 3), column(0, 0, 0))[0]) == 0
 
 
 def test_a_column_among_vectors_is_refused() -> None:
     with pytest.raises(ValueError, match="rank"):
-        baseline_value(tf.ones([4, 1]), tf.ones([4]), tf.ones([4]), tf.ones([4]))
+        baseline_value(tf.ones([1, 4, 1]), tf.ones([1, 4]), tf.ones([1, 4]), tf.ones([1, 4]))

@@ -223,7 +223,7 @@ def test_values_beyond_what_rewards_add_up_to_raise_the_alarm(config, make_trans
 def test_actors_wait_until_their_policy_has_explored(make_config, write, tmp_path: Path) -> None:
     def final_actions(training: Training, _: int) -> None:
         state = {"dense": np.linspace(-2, 2, 50, dtype="f4")[:, None]}
-        actions.append(training.learner.evaluate(state).action.numpy())
+        actions.append(training.learner.evaluate(state).action.numpy()[0])
 
     actions: list[np.ndarray] = []
     url = write()
