@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -61,7 +61,7 @@ class Summary(Struct):
 def run_controller(
     config: FeatureConfig,
     store: KeyValueStore,
-    servers: Sequence[Server],
+    servers: Iterable[Server],
     staging: Path,
     models: Path,
     *,
@@ -94,7 +94,7 @@ def run_controller(
     site = Site(
         config=config,
         store=store,
-        servers=tuple(servers),
+        servers=servers,
         models=models,
         served_models=served_models or str(models.absolute()),
         encoder=Encoder(config, source),

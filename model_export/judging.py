@@ -130,12 +130,13 @@ def _answered(site: Site, model: str, version: int, candidate: Candidate, snapsh
     inputs = encoded(site, candidate.probes, snapshot)
 
     def attempt() -> Actions:
-        for server in site.servers[:-1]:
+        *others, last = site.servers
+        for server in others:
             try:
                 return ask(site, server, model, version, inputs)
             except Unavailable:
                 continue
-        return ask(site, site.servers[-1], model, version, inputs)
+        return ask(site, last, model, version, inputs)
 
     deadline_ms = site.clock_ms() + site.config.publish.load_timeout
     return patiently(site, f"actions of {model} version {version}", deadline_ms, attempt)

@@ -45,10 +45,11 @@ class Kept(NotPublished):
 def serve_and_probe(site: Site, model: str, pending: Pending, candidate: Candidate, policy: str) -> tuple[Check, ...]:
     deadline_ms = site.clock_ms() + site.config.publish.load_timeout
     try:
-        for server in site.servers:
+        servers = patiently(site, "looking for the model servers", deadline_ms, lambda: tuple(site.servers))
+        for server in servers:
             _await_available(site, server, model, pending.version, deadline_ms)
         site.on_step(policy, "available")
-        checks = tuple(_probe(site, server, model, pending, candidate, deadline_ms) for server in site.servers)
+        checks = tuple(_probe(site, server, model, pending, candidate, deadline_ms) for server in servers)
         site.on_step(policy, "probed")
         return checks
     except Unreachable as error:

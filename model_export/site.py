@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +42,7 @@ class VolumeError(PageturnError):
 class Site:
     config: FeatureConfig
     store: KeyValueStore
-    servers: Sequence[Server]
+    servers: Iterable[Server]  # those that are there now, at every look; Unavailable where none is to be found
     models: Path
     served_models: str  # where the model servers see `models`
     encoder: Encoder

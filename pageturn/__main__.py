@@ -176,44 +176,61 @@ def train(config_path: Path, log_url: str, store_url: str, state: Path, staging:
 
 
 @main.command()
-@options("config", "store", "staging", "models")
-def bootstrap(config_path: Path, store_url: str, staging: Path, models: Path) -> None:
+@options("config", "staging")
+@click.option("--store", "store_url", help="Key-value store: sqlite:///file or redis://...")
+@click.option("--models", type=FOLDER, help="Model volume that the servers read.")
+def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: Path | None) -> None:
     """Publish the baseline as version 1.
 
-    Of every learned policy that has no version yet; before any model server starts.
+    Of every learned policy that has no version yet; before any model server starts. Without --store and --models the
+    baselines are only put into staging, from where `control` publishes them.
     """
     from model_export.bootstrap import bootstrap as publish_baselines
     from pipeline.config.reading import load_config
     from pipeline.stores.opening import open_store
 
+    if (store_url is None) != (models is None):
+        message = "expected --store and --models, to publish; or neither, to leave that to `control`"
+        raise click.UsageError(message)
     feature_config = load_config(config_path)
-    with closing(open_store(store_url)) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(open_store(store_url))) if store_url else None
         from model_export.export import bootstrap as export_baselines  # TensorFlow, after the rest was checked
 
         export_baselines(feature_config, staging, _now_ms())
+        if store is None or models is None:
+            click.echo(f"{staging}: the baseline of {', '.join(feature_config.learned_policies())}")
+            return
         publish_baselines(feature_config, staging, models, store, clock_ms=_now_ms)
     click.echo(f"{models}: version 1 of {', '.join(feature_config.learned_policies())}")
 
 
 @main.command()
 @options("config", "store", "staging", "models", "until_idle")
-@click.option("--server", "servers", type=TARGET, multiple=True, required=True, help="HOST:PORT of each model server.")
+@click.option(
+    "--server",
+    "servers",
+    type=TARGET,
+    multiple=True,
+    required=True,
+    help="HOST:PORT of each model server, or dns:///NAME:PORT for all that have the name at the time.",
+)
 def control(
     config_path: Path, store_url: str, staging: Path, models: Path, servers: tuple[str, ...], until_idle: bool
 ) -> None:
     """Publish good candidates, and say why others were refused."""
     from model_export.controller import run_controller
     from pipeline.config.reading import load_config
-    from pipeline.serving.client import ModelServer
+    from pipeline.serving.fleet import Fleet
     from pipeline.stores.opening import open_store
 
     feature_config, stop = load_config(config_path), stop_signal()
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
-        clients = [stack.enter_context(ModelServer(target)) for target in servers]
+        fleet = stack.enter_context(closing(Fleet(servers)))
         _LOG.info("following the candidates in %s", staging)
         done = run_controller(
-            feature_config, store, clients, staging, models,
+            feature_config, store, fleet, staging, models,
             holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle,
         )  # fmt: skip
     click.echo(_verdicts(done))

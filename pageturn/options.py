@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ class _Target(click.ParamType):
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 TARGET = _Target()
+HEARTBEAT = "PAGETURN_HEARTBEAT"
 
 _OPTIONS: dict[str, Any] = {
     "config": click.option("--config", "config_path", type=FILE, required=True, help="Feature config (YAML)."),
@@ -70,9 +73,40 @@ def partitions(default: int) -> Callable[[Callable[..., None]], Callable[..., No
     )
 
 
+class _Heart(threading.Event):
+    """Loops ask at every turn whether to stop: that they ask is a sign of life, and leaves its time on a file."""
+
+    _EVERY_S = 1.0
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file, self._beaten_s = file, -self._EVERY_S
+        try:
+            file.unlink(missing_ok=True)  # a process before us may have left it
+        except OSError as error:
+            message = f"{HEARTBEAT}: expected a file that can be made, found {file}: {error.strerror}"
+            raise click.ClickException(message) from error
+
+    def is_set(self) -> bool:
+        self._beat()
+        return super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._beat()
+        return super().wait(timeout)
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._beaten_s >= self._EVERY_S:
+            self._file.touch()
+            self._beaten_s = now_s
+
+
 def stop_signal() -> threading.Event:
-    """Set by SIGTERM and Ctrl-C; a process then ends in order."""
-    stop = threading.Event()
+    """Set by SIGTERM and Ctrl-C; a process then ends in order. It leaves its signs of life in PAGETURN_HEARTBEAT, a
+    file, if that is set: from the first turn of its loop on."""
+    file = os.environ.get(HEARTBEAT)
+    stop = _Heart(Path(file)) if file else threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop

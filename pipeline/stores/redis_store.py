@@ -7,6 +7,7 @@ persistence: an evicted pointer would send everyone to the baseline.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -21,6 +22,7 @@ from pipeline.stores.store import StoreError
 
 _T = TypeVar("_T")
 _CHUNK = 2_000  # keys of one MSET, UNLINK or SCAN step: large enough to be cheap, small enough not to stall others
+_ENVIRONMENT = "PAGETURN_REDIS_"
 _LEASE, _TOKEN = "!lease", "!token"
 
 _COMPARE_AND_SET = """
@@ -59,9 +61,13 @@ return 1
 
 
 class RedisStore:
-    """`url`: redis://user:password@host:port/db, or rediss:// for TLS; redis-py's query options (ssl_ca_certs ...)."""
+    """`url`: redis://user:password@host:port/db, or rediss:// for TLS; redis-py's query options (ssl_ca_certs ...).
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
+    A user or password that the URL leaves out is taken from PAGETURN_REDIS_USERNAME and PAGETURN_REDIS_PASSWORD:
+    command lines are seen in process lists.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 2.0, environment: Mapping[str, str] = os.environ) -> None:
         self._name = _without_secrets(url)
         # Retrying is ours, by command: redis-py would also repeat a compare-and-set whose answer got lost.
         try:
@@ -72,6 +78,8 @@ class RedisStore:
                 socket_keepalive=True,
                 health_check_interval=30,
                 retry=Retry(NoBackoff(), 0),
+                username=environment.get(f"{_ENVIRONMENT}USERNAME"),  # the URL goes before both
+                password=environment.get(f"{_ENVIRONMENT}PASSWORD"),
             )
         except (ValueError, TypeError, redis.RedisError):
             # The cause is left out: its text may hold the URL with its password.

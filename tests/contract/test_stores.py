@@ -304,6 +304,18 @@ def test_a_redis_user_needs_only_its_own_keys(redis_url: str) -> None:
 
 
 @pytest.mark.needs_redis
+def test_a_redis_password_comes_from_the_environment(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGETURN_REDIS_USERNAME", "guest")
+    monkeypatch.setenv("PAGETURN_REDIS_PASSWORD", "open-sesame")
+    store = open_store(redis_url)
+    with pytest.raises(StoreError, match=r"refused: .*permission"):  # guest it is
+        store.get("secret")
+    store.close()
+    with pytest.raises(StoreError, match="did not accept the user or password"):  # the URL goes before it
+        open_store(redis_url.replace("://", "://guest:hunter2@"))
+
+
+@pytest.mark.needs_redis
 def test_a_wrong_password_is_not_repeated(redis_url: str) -> None:
     with pytest.raises(StoreError, match="did not accept the user or password") as caught:
         open_store(redis_url.replace("://", "://guest:hunter2@"))

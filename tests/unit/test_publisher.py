@@ -16,6 +16,7 @@ from model_export.checks import Verdict
 from model_export.lease import LeaseLost
 from model_export.publisher import publish
 from model_export.switches import freeze, release, roll_back, set_off
+from pipeline.serving.errors import Unavailable
 from pipeline.stores.published import (
     Pointer,
     Served,
@@ -453,3 +454,35 @@ def test_what_is_wrong_with_a_candidate_is_named(world: Any, spoil: Any, says: s
         read_candidate(list_candidates(world.staging, "rl")[-1])
     assert world.run().refused == {"unusable": 1}
     assert read_pointers(world.store, "fd", ("rl",))["rl"].stable.version == 1
+
+
+class Replicas:
+    """A fleet whose members come and go: the look with nobody there raises."""
+
+    def __init__(self, looks: list[list[Any]]) -> None:
+        self.looks = looks
+
+    def __iter__(self) -> Any:
+        found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if not found:
+            raise Unavailable("nobody is there")
+        return iter(found)
+
+
+def test_servers_are_looked_for_at_every_publish(world: Any) -> None:
+    """None there is waited for; one that came since the controller started has to answer, too."""
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    second = type(world.server)(world.models, "second:8500")
+    second.shift = 1e-3
+    world.servers = Replicas([[world.server], [], [world.server, second]])
+    assert world.run().refused == {"served_probes": 1}
+    assert "second:8500" in verdict_lines(world)[-1]["detail"]
+
+
+def test_without_a_server_in_time_nothing_is_published(world: Any) -> None:
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    world.servers = Replicas([[world.server], []])
+    assert world.run().kept == {"server_unreachable": 1}
+    assert world.pointer().stable.version == 1
