@@ -23,6 +23,7 @@ from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
 from pageturn.operating import counts, status, switch
 from pageturn.options import FOLDER, TARGET, Commands, options, partitions, stop_signal
+from pageturn.sharding import Live, Sharding, check_sharding, run_live, shard_options
 
 if TYPE_CHECKING:
     from model_export.controller import Summary
@@ -101,6 +102,7 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 @click.option("--state", type=FOLDER, help="Where the process keeps what it resumes from.")
 @options("until_idle")
 @partitions(1)
+@shard_options
 @engine_options
 @past_options
 def stream(
@@ -111,16 +113,18 @@ def stream(
     partitions: int,
     past: Past,
     engine: Engine,
+    sharding: Sharding,
 ) -> None:
     """Join events to pages, transitions, episodes.
 
-    In this process, or as a job of Flink. With --from and --to only for pages of that range, as a live stream would
-    have: a back-fill, in this process.
+    In this process, in several (--shards), or as a job of Flink. With --from and --to only for pages of that range, as
+    a live stream would have: a back-fill, in this process.
     """
     from pageturn.table import event_rows, render
     from pipeline.config.reading import load_config
 
     check_engine(engine, until_idle, past.asked)
+    check_sharding(sharding, embedded=not engine.is_flink and not past.asked)
     if past.asked:
         check_past(past, log_url, state, until_idle)
         fill(load_config(config_path), past, log_url, partitions, stop_signal())
@@ -132,10 +136,8 @@ def stream(
     if engine.is_flink:
         follow(engine, feature_config, log_url, state, partitions, stop)
         return
-    from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
-
     _LOG.info("following the events in %s", log_url)
-    done = run_stream(feature_config, log_url, state, until_idle=until_idle, partitions=partitions, stop=stop)
+    done = run_live(Live(config_path, log_url, state, until_idle, partitions), feature_config, sharding, stop)
     if done is not None:
         click.echo(render(event_rows(done)))
 

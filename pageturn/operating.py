@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from model_export.status import PolicyStatus
     from pageturn.run import Run
     from pageturn.supervisor import PartEvent
+    from pipeline.streaming.counts import Counts
+
+
+def count_events(log_url: str, state: Path) -> Counts:
+    """What became of every event."""
+    from pipeline.logs.opening import open_log
+    from pipeline.streaming.counts import count
+
+    with closing(open_log(log_url)) as log:
+        return count(log, state)
 
 
 @click.command()
@@ -23,11 +33,8 @@ if TYPE_CHECKING:
 def counts(log_url: str, state: Path) -> None:
     """Count what became of every event."""
     from pageturn.table import event_rows, render
-    from pipeline.logs.opening import open_log
-    from pipeline.streaming.counts import count
 
-    with closing(open_log(log_url)) as log:
-        done = count(log, state)
+    done = count_events(log_url, state)
     if done.pages and not done.read:
         message = f"{state}: no snapshot of the stream that wrote {log_url}; --state is the folder given to `stream`"
         raise click.ClickException(message)

@@ -76,9 +76,14 @@ class Process:
         if status != 0:
             raise ProcessError(self.report(f"ended with status {status}"))
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def ask_to_end(self) -> None:
+        """SIGTERM, without waiting for what comes of it."""
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        if self._child.poll() is None:
+            self.ask_to_end()
             try:
                 self._child.wait(grace_s)
             except subprocess.TimeoutExpired:
