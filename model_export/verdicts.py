@@ -1,12 +1,18 @@
-"""Every verdict, twice: as a line of <models>/verdicts.jsonl (all of them) and as a record in the store (the last)."""
+"""Every verdict, twice: as a line of <models>/verdicts.jsonl and as a record in the store (the last of each policy).
+
+A line has some 2 kB: at a version a minute a policy writes 1 GB in a year. A file that is full is put aside as
+verdicts.jsonl.1, in the place of the one before; both are read.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -17,6 +23,7 @@ from pipeline.stores.published import verdict_key
 from pipeline.stores.store import KeyValueStore
 
 VERDICTS = "verdicts.jsonl"
+_LIMIT_BYTES = 64 * 1024 * 1024
 _KEPT_IN_STORE = 500  # per policy
 _REMEMBERED = 10_000  # per policy; candidates are cleared out of staging long before
 _LOG = logging.getLogger(__name__)
@@ -52,6 +59,7 @@ class VerdictLog:
         """Write a verdict in both places. Repeating one is harmless. Raises: LeaseLost, StoreError, OSError."""
         self._put(verdict, lease)
         if self.verdict_on(verdict.policy, verdict.candidate) is None:
+            _put_aside_if_full(self._models / VERDICTS)
             durable.append_line(self._models / VERDICTS, msgspec.json.encode(verdict))
             self._remember(verdict)
             self._forget_oldest(verdict.policy)
@@ -82,13 +90,34 @@ class VerdictLog:
 
 
 def read_verdicts(models: Path) -> Iterator[Verdict]:
-    """All verdicts, oldest first. A line that is no verdict (torn by a crash) is skipped with a warning."""
-    path = models / VERDICTS
-    if not path.exists():
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield msgspec.json.decode(line, type=Verdict)
-            except msgspec.MsgspecError as error:
-                _LOG.warning("%s:%d: not a verdict (%s); skipped", path, number, error)
+    """Those that are kept, oldest first. A line that is no verdict (torn by a crash) is skipped with a warning."""
+    with ExitStack() as files:
+        for file in _opened(models, files):
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield msgspec.json.decode(line, type=Verdict)
+                except msgspec.MsgspecError as error:
+                    _LOG.warning("%s:%d: not a verdict (%s); skipped", file.name, number, error)
+
+
+def _opened(models: Path, files: ExitStack) -> list[BinaryIO]:
+    """The newer file is opened first: should it be put aside meanwhile, it is found twice, and not missed."""
+    found: list[BinaryIO] = []
+    for path in (models / VERDICTS, _aside(models / VERDICTS)):
+        try:
+            file = files.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            continue
+        if not any(os.path.sameopenfile(file.fileno(), other.fileno()) for other in found):
+            found.append(file)
+    return found[::-1]
+
+
+def _put_aside_if_full(path: Path) -> None:
+    if path.exists() and path.stat().st_size >= _LIMIT_BYTES:
+        path.replace(_aside(path))
+        durable.sync(path.parent)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")

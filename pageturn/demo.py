@@ -15,6 +15,9 @@ from pageturn.replay import run_replay
 from pageturn.run import Run
 from pageturn.supervisor import Part
 
+_USERS = "traffic"
+_OVERTIME_S = 120.0  # for the last visits and their events: twice what `simulate` gives them
+
 
 def run_demo(
     run: Run,
@@ -39,17 +42,26 @@ def run_demo(
 
 
 def _live(run: Run, stop: threading.Event, minutes: float, visits_per_s: float, every_s: float) -> None:
+    """Until the last user has left: a visit that is broken off counts for no bucket, and long ones would be."""
     with running(run, stop, lambda what: click.echo(f"  {what}")) as supervisor:
-        words = ("simulate", "--run", str(run.folder), "--visits-per-s", str(visits_per_s))
-        supervisor.add(Part("traffic", pageturn(*words)))
+        supervisor.add(_users(run, time.time() + 60 * minutes, visits_per_s))
         began = time.monotonic()
         progress = Progress(run)
-        while (left_s := 60 * minutes - (time.monotonic() - began)) > 0:
-            if supervisor.watch(stop, min(every_s, left_s)):
+        while not supervisor.is_done(_USERS):
+            if supervisor.watch(stop, every_s, lambda: supervisor.is_done(_USERS)):
                 message = f"stopped; `pageturn report --run {run.folder}` reports on what there is"
                 raise Stopped(message)
             supervisor.check_settled()
             click.echo(f"  {_clock(time.monotonic() - began)}  {progress.line()}")
+            if time.monotonic() - began > 60 * minutes + _OVERTIME_S:
+                message = f"the last users should have left {_OVERTIME_S:.0f} s ago; see {run.logs / _USERS}.log"
+                raise ProcessError(message)
+
+
+def _users(run: Run, until_s: float, visits_per_s: float) -> Part:
+    """Started again after a kill, they still come until then."""
+    words = ("--run", str(run.folder), "--visits-per-s", str(visits_per_s), "--until", f"{until_s:.3f}")
+    return Part(_USERS, pageturn("simulate", *words), has_end=True)
 
 
 def _clock(seconds: float) -> str:
@@ -66,7 +78,7 @@ def _conclude(run: Run, seconds: float) -> None:
     click.echo("\n" + render(rows(measures), f"The live loop; in all {seconds:.0f} s"))
     click.echo(f"\nReport: {write_report(run, measures)}")
     if measures.comparison is None:
-        message = f"no user came to the end of a visit; see {run.logs / 'traffic.log'}"
+        message = f"no user came to the end of a visit; see {run.logs / _USERS}.log"
         raise ProcessError(message)
     if measures.accounting and measures.accounting.missing:
         message = (

@@ -1,6 +1,7 @@
 """Files of one JSON value per line, which their writer may have left torn: a kill in the middle of a line.
 
-Whoever appends next closes the torn line first; whoever reads passes over it, and says so.
+Whoever appends next (`pipeline.durable.appending`) closes the torn line first; whoever reads passes over it, and says
+so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -31,6 +32,8 @@ class Tail(Generic[_T]):
             return
         before = self.skipped
         with self._path.open("rb") as file:
+            if self._at > file.seek(0, os.SEEK_END):  # its writer has put it aside, and begun another
+                self._at = 0
             file.seek(self._at)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -49,13 +52,3 @@ class Tail(Generic[_T]):
 def lines_of(path: Path, kind: type[_T]) -> Iterator[_T]:
     """All whole lines of a file that are what they should be."""
     return Tail(path, kind).lines()
-
-
-def appending(path: Path) -> BinaryIO:
-    """The file, open for whole lines."""
-    file = path.open("ab+")
-    if file.tell():
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-    return file

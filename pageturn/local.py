@@ -132,22 +132,39 @@ def down(folder: Path | None) -> None:
 @_RUN
 @click.option("--visits", type=click.IntRange(1), help="How many users come [default: without end].")
 @click.option("--minutes", type=click.FloatRange(0), help="How long they come [default: without end].")
+@click.option("--until", type=click.FloatRange(0), help="The same, as a Unix time in seconds: for who starts it again.")
 @click.option("--visits-per-s", default=30.0, type=click.FloatRange(0.1))
 @click.option("--users", default=3000, type=click.IntRange(1), help="Who take turns.")
 @click.option("--seed", type=click.IntRange(0), help="Of the users [default: the seed of the run].")
+@click.option(
+    "--patience-ms", type=click.IntRange(1), default=250, help="Without an answer a page then shows the feed's order."
+)
 def simulate(
-    folder: Path | None, visits: int | None, minutes: float | None, visits_per_s: float, users: int, seed: int | None
+    folder: Path | None,
+    visits: int | None,
+    minutes: float | None,
+    until: float | None,
+    visits_per_s: float,
+    users: int,
+    seed: int | None,
+    patience_ms: int,
 ) -> None:
-    """Bring simulated users to a loop that is up."""
+    """Bring simulated users to a loop that is up.
+
+    When the last has come, those who are there go on to the end of their visits, for a minute at most. Ctrl-C gives
+    them four seconds.
+    """
     from contextlib import closing
 
     from pageturn.run import RunError, open_run
     from pageturn.simulating import simulate as run_users
-    from pipeline.simulation.outcomes import summarise
     from pipeline.simulation.tables import load_items
     from pipeline.simulation.traffic import Flow
     from pipeline.stores.opening import open_store
 
+    if minutes is not None and until is not None:
+        message = "expected --minutes or --until, found both"
+        raise click.UsageError(message)
     run, stop = open_run(folder), stop_signal()
 
     def find() -> str:
@@ -164,11 +181,9 @@ def simulate(
         load_items(config, store)
     seed = run.record.seed if seed is None else seed
     flow = Flow(seed=seed, users=users, visits_per_s=visits_per_s, prefix=f"sim{time.time_ns() // 1_000_000:x}")
-    seconds = None if minutes is None else 60 * minutes
-    traffic, drive = run_users(config, find, run.traffic, flow, stop, visits=visits, seconds=seconds)
-    done = summarise(traffic.outcomes)
-    click.echo(f"{done.visits} visits, {done.sessions} sessions, reward per session {done.reward}")
-    click.echo(drive)
+    seconds = 60 * minutes if minutes is not None else None if until is None else until - time.time()
+    limits = {"visits": visits, "seconds": seconds, "decide_s": patience_ms / 1000}
+    click.echo(run_users(config, find, run.traffic, flow, stop, **limits))
 
 
 @click.command()

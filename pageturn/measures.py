@@ -28,8 +28,8 @@ from pageturn.measuring.topics import Ids, Topics, read_topics
 from pageturn.measuring.twins import Twins, against_twins
 from pageturn.measuring.versions import PolicyVersions, versions
 from pageturn.run import Run, RunRecord
-from pageturn.simulating import AskedPage, Visit, read_acknowledged, read_pages, read_visits
 from pageturn.supervisor import read_journal
+from pageturn.traffic_log import AskedPage, Visit, read_acknowledged, read_pages, read_visits
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.opening import open_log
 from pipeline.simulation.params import SimulationError, World

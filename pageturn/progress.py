@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from model_export.verdicts import read_verdicts
 from pageturn.lines import Tail
 from pageturn.measuring.asked import Learning
+from pageturn.measuring.learning import METRICS
 from pageturn.run import Run
-from pageturn.simulating import PAGES, VISITS, AskedPage, Visit
+from pageturn.traffic_log import PAGES, VISITS, AskedPage, Visit
 from pipeline.simulation.outcomes import clustered
 
 _UNANSWERED = "unanswered"
@@ -34,7 +35,7 @@ class Progress:
         self._run, self._config = run, run.config()
         self._buckets = Learning(self._config)
         self._visits, self._pages = Tail(run.traffic / VISITS, Visit), Tail(run.traffic / PAGES, AskedPage)
-        self._training = Tail(run.trainer / "metrics.jsonl", dict[str, Any])
+        self._training = Tail(run.trainer / METRICS, dict[str, Any])
         self._count = 0  # of pages
         self._since: Counter[str] = Counter()  # the last line: pages of learned buckets, by who decided
         self._earned = {learns: _Earned([], []) for learns in (False, True)}

@@ -4,7 +4,7 @@
 <folder>/config.yaml    its feature config
 <folder>/log, store.db or redis/, staging, models, stream, trainer, archive    as the commands of the parts name them
 <folder>/logs/          what each part said; parts.jsonl: when each part started and ended
-<folder>/traffic/       what the simulated users did and saw, see `pageturn.simulating`
+<folder>/traffic/       what the simulated users did and saw, see `pageturn.traffic_log`
 <folder>/replay/        the replay of a real log: a run of its own
 <folder>/report/        index.html
 """

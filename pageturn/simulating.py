@@ -1,12 +1,4 @@
-"""Simulated users against a running agent, in real time; and a record of what they did and saw.
-
-<folder>/visits.jsonl           a `Visit` each: what the comparison of buckets rests on
-<folder>/pages.jsonl            an `AskedPage` each
-<folder>/events.jsonl           the ids of events that the agent has acknowledged: none of them may be lost
-<folder>/unacknowledged.jsonl   the ids of events that it had not when their driver ended: each is in the log, or not
-<folder>/claims.jsonl           a `Claimed` each: a driver that is started again goes on behind the last one
-<folder>/drives.jsonl           a `Drive` each, when a driver ends
-"""
+"""Simulated users against a running agent, in real time; `pageturn.traffic_log` keeps what they did and saw."""
 
 from __future__ import annotations
 
@@ -14,164 +6,31 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import grpc
-import msgspec
-from msgspec import Struct
 
 from pageturn.found_agent import FoundAgent
-from pageturn.lines import appending, lines_of
+from pageturn.traffic_log import AskedPage, Claimed, Drive, TrafficLog, Visit, read_past
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent.client import Reporter
 from pipeline.agent.requests import PageRequest
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import exclusive
-from pipeline.records import Feedback
-from pipeline.simulation.outcomes import Outcome
-from pipeline.simulation.params import Params, World
-from pipeline.simulation.returning import Claim, Past, past_of
+from pipeline.simulation.params import World
+from pipeline.simulation.returning import Claim
 from pipeline.simulation.traffic import Flow, Traffic, WallClock
 
-VISITS, PAGES, EVENTS = "visits.jsonl", "pages.jsonl", "events.jsonl"
-UNACKNOWLEDGED, CLAIMS, DRIVES = "unacknowledged.jsonl", "claims.jsonl", "drives.jsonl"
+DECIDE_S = 0.25  # how long a page waits for its answer; then the feed shows its own order
+LEAVE_S = 60.0  # how long the users who are there may stay once no other comes: several times the longest visit
 _THREADS = 64  # pages that are asked at once: 250 a second, should none be answered
-_DECIDE_S = 0.25
 _READY_S = 60.0
 _FINISH_S, _REPORTS_S = 4.0, 2.5  # after SIGTERM: whoever sent it waits ten seconds
 _LAST_REPORTS_S = 8.0
-_FLUSH_S = 1.0
 _CLAIM_S = 10.0
 _LOG = logging.getLogger(__name__)
-
-
-class Visit(Struct, frozen=True):
-    time_ms: int  # of its last page
-    seed: int  # of the users: with their number and that of the visit it brings the same visit again
-    outcome: Outcome
-
-
-class AskedPage(Struct, frozen=True, omit_defaults=True):
-    time_ms: int
-    request_id: str
-    wait_ms: float  # for the answer
-    bucket: str | None = None  # None: no agent answered, and the feed showed its own order
-    decided_by: str | None = None
-    reason: str | None = None  # of a fallback
-    version: int | None = None
-    trouble: str | None = None  # why there was no answer
-    user_id: str = ""
-    late_ms: int = 0  # it was asked so long after its time: the user has waited for late_ms + wait_ms
-
-
-class Claimed(Struct, frozen=True):
-    time_ms: int
-    seed: int
-    claim: Claim
-
-
-class Drive(Struct, frozen=True):
-    """What a driver came to, and how well it kept up."""
-
-    began_ms: int
-    ended_ms: int
-    seed: int
-    visits: int  # that came
-    offered_per_s: float
-    came_per_s: float
-    unfinished: int  # of the visits: broken off at the end
-    pages: int
-    worst_late_ms: int  # of a page
-    reported: int  # events, duplicates included
-    undelivered: int  # events that were still on their way to the agent's client
-    unacknowledged: int
-    dropped: int  # events that the agent refused, or had no room for
-
-    def __str__(self) -> str:
-        return (
-            f"{self.offered_per_s:.1f} visits per second offered, {self.came_per_s:.1f} came; pages were asked "
-            f"{self.worst_late_ms / 1000:.2f} s late at worst; {self.unfinished} visits broken off, "
-            f"{self.unacknowledged + self.dropped} of {self.reported} events not acknowledged"
-        )
-
-
-class TrafficLog:
-    """Appends; on disk within about a second. One writer at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._files = {name: appending(folder / name) for name in (VISITS, PAGES, EVENTS, CLAIMS)}
-        self._folder = folder
-        self._flushed_s = time.monotonic()
-        self._turn = threading.Lock()  # pages are asked, and events reported, in threads of their own
-
-    def __enter__(self) -> TrafficLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def visit(self, visit: Visit) -> None:
-        self._write(VISITS, [visit])
-
-    def page(self, page: AskedPage) -> None:
-        self._write(PAGES, [page])
-
-    def acknowledged(self, events: Sequence[Feedback]) -> None:
-        self._write(EVENTS, [event.event_id for event in events])
-
-    def claim(self, claimed: Claimed) -> None:
-        """It outlives a kill of this process."""
-        self._write(CLAIMS, [claimed])
-        with self._turn:
-            self._files[CLAIMS].flush()
-
-    def end(self, drive: Drive, unacknowledged: Sequence[Feedback]) -> None:
-        for name, values in ((UNACKNOWLEDGED, [event.event_id for event in unacknowledged]), (DRIVES, [drive])):
-            with appending(self._folder / name) as file:
-                file.writelines(msgspec.json.encode(value) + b"\n" for value in values)
-
-    def _write(self, name: str, values: Sequence[Any]) -> None:
-        with self._turn:
-            self._files[name].writelines(msgspec.json.encode(value) + b"\n" for value in values)
-            if time.monotonic() - self._flushed_s > _FLUSH_S:
-                self._flushed_s = time.monotonic()
-                for file in self._files.values():
-                    file.flush()
-
-
-def read_visits(folder: Path) -> Iterator[Visit]:
-    return lines_of(folder / VISITS, Visit)
-
-
-def read_pages(folder: Path) -> Iterator[AskedPage]:
-    return lines_of(folder / PAGES, AskedPage)
-
-
-def read_acknowledged(folder: Path) -> Iterator[str]:
-    return lines_of(folder / EVENTS, str)
-
-
-def read_unacknowledged(folder: Path) -> Iterator[str]:
-    return lines_of(folder / UNACKNOWLEDGED, str)
-
-
-def read_drives(folder: Path) -> Iterator[Drive]:
-    return lines_of(folder / DRIVES, Drive)
-
-
-def read_past(folder: Path, params: Params, flow: Flow) -> Past:
-    """Of the users of this seed, from all drivers before."""
-    claims = [each.claim for each in lines_of(folder / CLAIMS, Claimed) if each.seed == flow.seed]
-    outcomes = (visit.outcome for visit in read_visits(folder) if visit.seed == flow.seed)
-    return past_of(params, flow.users, claims[-1] if claims else None, outcomes)
 
 
 class Claims:
@@ -203,9 +62,12 @@ def simulate(
     *,
     visits: int | None = None,
     seconds: float | None = None,
-) -> tuple[Traffic, Drive]:
-    """Let users come until there were so many visits, or for so long, or until `stop` is set; then see the last events
-    acknowledged. `find`: where the agent is, see `FoundAgent`.
+    decide_s: float = DECIDE_S,
+) -> Drive:
+    """Let users come until there were so many visits, or for so long; then let those who are there leave, so that no
+    visit is broken off for being long, and see the last events acknowledged. `stop` hurries them.
+
+    `find`: where the agent is, see `FoundAgent`. `decide_s`: how long a page waits for its answer.
 
     Raises: BusyError (the folder has a driver), SimulationError, and what `find` raises where the agent stays away.
     """
@@ -214,19 +76,19 @@ def simulate(
         _await_agent(agent, stop)
         reporter, claims = Reporter(agent, log.acknowledged), Claims(log, flow)
         traffic = Traffic(
-            world, flow, lambda page: _decide(agent, log, page, traffic.due_ms), reporter, WallClock(),
+            world, flow, lambda page: _decide(agent, log, page, traffic.due_ms, decide_s), reporter, WallClock(),
             lambda outcome, time_ms: log.visit(Visit(time_ms, flow.seed, outcome)),
             arriving=claims.arriving, past=read_past(folder, world.params, flow), threads=_THREADS,
         )  # fmt: skip
         began_ms = _now_ms()
         try:
-            traffic.run(visits, stop, seconds=seconds, finish_s=_FINISH_S)
+            traffic.run(visits, stop, seconds=seconds, leave_s=LEAVE_S, finish_s=_FINISH_S)
         finally:
             reporter.close(_REPORTS_S if stop.is_set() else _LAST_REPORTS_S)
             claims.end(traffic.next)
             drive = _drive(flow, traffic, reporter, began_ms)
             log.end(drive, reporter.unacknowledged)
-    return traffic, drive
+    return drive
 
 
 def _await_agent(agent: FoundAgent, stop: threading.Event) -> None:
@@ -245,8 +107,10 @@ def _drive(flow: Flow, traffic: Traffic, reporter: Reporter, began_ms: int) -> D
         visits=traffic.begun,
         offered_per_s=flow.visits_per_s,
         came_per_s=traffic.came_per_s,
-        unfinished=traffic.begun - len(traffic.outcomes),
-        pages=len(traffic.rewards) + traffic.unanswered,
+        unfinished=traffic.begun - traffic.finished,
+        sessions=traffic.sessions,
+        reward=traffic.reward,
+        pages=traffic.answered + traffic.unanswered,
         worst_late_ms=traffic.worst_late_ms,
         reported=traffic.events,
         undelivered=traffic.undelivered,
@@ -258,12 +122,14 @@ def _drive(flow: Flow, traffic: Traffic, reporter: Reporter, began_ms: int) -> D
 # Pages -----------------------------------------------------------------------------------------------------------
 
 
-def _decide(agent: FoundAgent, log: TrafficLog, page: PageRequest, due_ms: dict[str, int]) -> Sequence[int] | None:
+def _decide(
+    agent: FoundAgent, log: TrafficLog, page: PageRequest, due_ms: dict[str, int], decide_s: float
+) -> Sequence[int] | None:
     assert page.time_ms is not None
     began = time.perf_counter()
     answer: pb.DecideResponse | grpc.RpcError
     try:
-        answer = agent.decide(page, _DECIDE_S)
+        answer = agent.decide(page, decide_s)
     except grpc.RpcError as error:
         answer = error
     waited_ms = 1000 * (time.perf_counter() - began)

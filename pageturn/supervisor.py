@@ -1,4 +1,5 @@
-"""The parts of a loop on one machine: each is started again when it ends, whatever ended it.
+"""The parts of a loop on one machine: each is started again when it ends, whatever ended it. One that has an end of its
+own may come to it: it is done when it ends well.
 
 For laptops, tests and single machines; in a cluster that is the cluster's work.
 """
@@ -9,13 +10,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from pageturn.lines import lines_of
 from pageturn.processes import Process, ProcessError
 from pipeline import durable
 
@@ -30,6 +32,7 @@ class Part(NamedTuple):
     name: str
     command: Sequence[str]
     env: Mapping[str, str] | None = None
+    has_end: bool = False  # it is not started again after it has ended with status 0
 
 
 class PartEvent(Struct, frozen=True, omit_defaults=True):
@@ -44,7 +47,7 @@ class PartEvent(Struct, frozen=True, omit_defaults=True):
 
 class PartState(NamedTuple):
     name: str
-    pid: int | None  # None: it has ended, and is started again after a pause
+    pid: int | None  # None: it has ended, and is started again after a pause unless it is done
     starts: int
 
 
@@ -55,7 +58,7 @@ class _Kept:
         self.part, self.process = part, process
         self.started_s, self.starts = now_s, 1
         self.short_lives = 0  # in a row
-        self.again_at_s: float | None = None  # set while it has ended
+        self.again_at_s: float | None = None  # set while it has ended; infinite: it is done
 
     @property
     def pid(self) -> int | None:
@@ -83,10 +86,12 @@ class Supervisor:
         for kept in self._kept.values():
             kept.process.check()
 
-    def watch(self, stop: threading.Event, seconds: float = math.inf) -> bool:
-        """Start again what ends, for so long or until `stop` is set; returns whether it is."""
+    def watch(
+        self, stop: threading.Event, seconds: float = math.inf, enough: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Start again what ends, for so long, or until it is enough or `stop` is set; returns whether it is set."""
         until_s = time.monotonic() + seconds
-        while (left_s := until_s - time.monotonic()) > 0:
+        while (left_s := until_s - time.monotonic()) > 0 and not enough():
             for kept in self._kept.values():
                 self._look(kept, time.monotonic())
             if stop.wait(min(_LOOK_S, left_s)):
@@ -102,6 +107,9 @@ class Supervisor:
     def states(self) -> list[PartState]:
         return [PartState(name, kept.pid, kept.starts) for name, kept in self._kept.items()]
 
+    def is_done(self, name: str) -> bool:
+        return self._kept[name].again_at_s == math.inf
+
     def stop(self) -> None:
         """The part that was added last is stopped first."""
         for kept in reversed(self._kept.values()):
@@ -113,6 +121,9 @@ class Supervisor:
         try:
             if kept.again_at_s is None and kept.process.status is not None:
                 self._ended(kept)
+                if kept.part.has_end and kept.process.status == 0:
+                    kept.again_at_s = math.inf
+                    return
                 kept.again_at_s = now_s + self._pause_s(kept, now_s)
                 _LOG.warning("%s ended with status %d; see %s", kept.part.name, kept.process.status, kept.process.log)
             elif kept.again_at_s is not None and now_s >= kept.again_at_s:
@@ -146,11 +157,7 @@ class Supervisor:
 
 
 def read_journal(journal: Path) -> Iterator[PartEvent]:
-    """Whole lines: the last one may be on its way."""
-    if journal.exists():
-        for line in journal.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                yield msgspec.json.decode(line, type=PartEvent)
+    return lines_of(journal, PartEvent)
 
 
 def _now_ms() -> int:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import PageturnError
 
@@ -55,12 +56,19 @@ def write(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def appending(path: Path) -> BinaryIO:
+    """The file, open for whole lines. A torn last line of a crashed writer is closed first."""
+    file = path.open("ab+")
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file
+
+
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line, durable on return. A torn last line of a crashed writer is closed first."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line
+    """Append one line, durable on return."""
+    with appending(path) as file:
         file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())

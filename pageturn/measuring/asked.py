@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from pageturn.measuring.series import Bins, Quantiles
-from pageturn.simulating import AskedPage
+from pageturn.traffic_log import AskedPage
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.config.schema import FeatureConfig
 from pipeline.simulation.reactions import user_of_request

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from pageturn.measuring.series import Bins
-from pageturn.simulating import Visit
+from pageturn.traffic_log import Visit
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.config.schema import Bucket, FeatureConfig
 from pipeline.simulation.outcomes import Estimate, Outcome, Summary, clustered, difference, relative, summarise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pageturn.measuring.series import lines_of
+from pageturn.lines import lines_of
 
 METRICS = "metrics.jsonl"
 

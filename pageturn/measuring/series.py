@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
-_T = TypeVar("_T")
 _WIDTHS_MS = tuple(1000 * s for s in (5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 24 * 3600))
 
 
@@ -50,16 +46,3 @@ class Quantiles(Struct, frozen=True):
         if not len(values):
             return cls(0, None, None, None)
         return cls(len(values), *(float(q) for q in np.quantile(values, (0.5, 0.9, 0.99))))
-
-
-def lines_of(path: Path, kind: type[_T]) -> Iterator[_T]:
-    """Whole lines that are what they should be; one torn by a kill, or on its way to the disk, is passed over."""
-    if not path.exists():
-        return
-    decoder = msgspec.json.Decoder(kind)
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                yield decoder.decode(line)
-            except msgspec.DecodeError:
-                continue

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from pageturn.measuring.buckets import PER_SESSION, SECOND_HALF, WHOLE, Lift
-from pageturn.simulating import Visit
+from pageturn.traffic_log import Visit
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.config.schema import FeatureConfig
 from pipeline.simulation.draws import Array

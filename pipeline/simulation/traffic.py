@@ -1,7 +1,7 @@
 """The simulated users as event traffic: they ask for pages, react, and their reactions arrive late, twice, disordered.
 
-    traffic = Traffic(World(), Flow(), decide, report, clock)
-    outcomes = traffic.run(visits=1000)
+    traffic = Traffic(World(), Flow(), decide, report, clock, lambda outcome, time_ms: ...)
+    traffic.run(visits=1000)
 
 `decide` answers a page with the order in which to show its candidates (an agent in this process, or a gRPC stub), or
 None where it cannot: then the feed shows the ranker's own order and reports nothing of the page. `report` takes one
@@ -13,6 +13,7 @@ same decisions bring the same reactions.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -58,12 +59,12 @@ class _Shown(NamedTuple):
 
 
 class Traffic:
-    """Runs once. What it counted is in `outcomes` (visits that ended), `rewards` and the counts.
+    """Runs once. It keeps counts, and nothing that grows with them: it may run for weeks.
 
     Up to `threads` pages are asked at once (0: one, in the thread of `run`); `decide` is called in those threads, all
     else in that of `run`. A user is in one place at a time: a visit that comes before the last one has ended waits for
-    that. `ended` hears of each visit, with the time of its last page; `arriving` of the number of each that comes,
-    before anything of it happens. `past`: where to go on.
+    that. `past`: where to go on. `ended` hears of each visit, with the time of its last page; `earned` of the reward of
+    each answered page, by request id; `arriving` of the number of each visit that comes, before anything of it happens.
     """
 
     def __init__(
@@ -75,26 +76,29 @@ class Traffic:
         clock: Clock,
         ended: Ended = lambda outcome, time_ms: None,
         *,
+        earned: Callable[[str, float], None] = lambda request_id, reward: None,
         arriving: Callable[[int], None] = lambda number: None,
         past: Past | None = None,
         threads: int = 0,
     ) -> None:
         self._world, self._flow, self._clock = world, flow, clock
-        self._decide, self._report, self._ended, self._arriving = decide, report, ended, arriving
+        self._decide, self._report = decide, report
+        self._ended, self._earned, self._arriving = ended, earned, arriving
         self._agenda = Agenda(clock, threads)
         self._past = past or Past()
         self._loyalty = dict(self._past.loyalty)
         self._waiting: dict[int, deque[int]] = {}  # of the users who are there: their visits to come
         self._stopped = False
         self._start_ms = self._last_ms = 0
+        self._leave_s = self._over_ms = math.inf
         self._warned_ms: int | None = None
         self.due_ms: dict[str, int] = {}  # when the pages that are being asked were to be, by request id
         self.next = self._past.first  # the number of the next visit
-        self.begun = 0  # visits
+        self.begun = self.finished = 0  # visits
+        self.sessions = 0  # of those that have ended: they looked at the feed
+        self.reward = 0.0  # of all that have ended
         self.worst_late_ms = 0  # the longest that a page was asked after its time
-        self.outcomes: list[Outcome] = []
-        self.rewards: dict[str, float] = {}  # of each answered page, by request id
-        self.unanswered = 0
+        self.answered = self.unanswered = 0  # pages
         self.events = 0  # reported, duplicates included
         self.undelivered = 0  # events that were still on their way at the end
 
@@ -104,25 +108,27 @@ class Traffic:
         stop: threading.Event | None = None,
         *,
         seconds: float | None = None,
+        leave_s: float = math.inf,
         finish_s: float = 0.0,
-    ) -> list[Outcome]:
+    ) -> None:
         """Let visits come until there were so many, or for so long (None: without end), and all follow from them.
 
-        After `stop` none comes, and those under way have `finish_s` to end.
+        When the last has come, those under way have `leave_s` to end; after `stop` no other comes, and they have
+        `finish_s`. What is not over then is broken off.
         """
         stop = stop or threading.Event()
         self._start_ms = self._last_ms = self._clock.now_ms()
+        self._leave_s = leave_s
         last = None if visits is None else self._past.first + visits
         closes_ms = None if seconds is None else self._start_ms + round(1000 * seconds)
         self._await(last, closes_ms)
         with closing(self._agenda):
-            while not (stop.is_set() or self._agenda.empty):
+            while not (stop.is_set() or self._agenda.empty or self._clock.now_ms() >= self._over_ms):
                 self._agenda.step()
             self._stopped = True
-            deadline_ms = self._clock.now_ms() + round(1000 * finish_s)
-            while not self._done and self._clock.now_ms() < deadline_ms:
+            self._over_ms = min(self._over_ms, self._clock.now_ms() + 1000 * finish_s)
+            while not self._done and self._clock.now_ms() < self._over_ms:
                 self._agenda.step()
-        return self.outcomes
 
     @property
     def came_per_s(self) -> float:
@@ -133,16 +139,16 @@ class Traffic:
     @property
     def _done(self) -> bool:
         """Nothing is left but visits to come."""
-        return self.begun == len(self.outcomes) and not self.undelivered
+        return self.begun == self.finished and not self.undelivered
 
     # Visits ----------------------------------------------------------------------------------------------------------
 
     def _await(self, last: int | None, closes_ms: int | None) -> None:
         """The next visit, and so on with the one after it."""
-        if self._stopped or self.next == last:
-            return
         due_ms = self._start_ms + round(1000 * (self.next - self._past.first) / self._flow.visits_per_s)
-        if closes_ms is None or due_ms < closes_ms:
+        if self.next == last or (closes_ms is not None and due_ms >= closes_ms):
+            self._over_ms = self._clock.now_ms() + 1000 * self._leave_s
+        else:
             self._agenda.at(due_ms, lambda due_ms: self._arrival(due_ms, last, closes_ms))
 
     def _arrival(self, due_ms: int, last: int | None, closes_ms: int | None) -> None:
@@ -178,7 +184,9 @@ class Traffic:
         if outcome.exposed:
             before = self._loyalty.get(user, self._world.params.loyalty_start)
             self._loyalty[user] = after(self._world.params, before, outcome)
-        self.outcomes.append(outcome)
+        self.finished += 1
+        self.sessions += outcome.exposed
+        self.reward += outcome.reward
         self._ended(outcome, time_ms)
         if self._waiting[user]:
             visit = self._waiting[user].popleft()
@@ -210,7 +218,8 @@ class Traffic:
         if shown.order is None:
             self.unanswered += 1
         else:
-            self.rewards[ids.request_id] = reward
+            self.answered += 1
+            self._earned(ids.request_id, reward)
             for event, due_ms in deliveries(self._flow, events, page.page_keys):
                 self._deliver(event, due_ms)
         so_far = _added(visit.so_far, reaction, reward)
@@ -235,7 +244,7 @@ class Traffic:
         now_ms = self._clock.now_ms()
         if late_ms > _BEHIND_MS and (self._warned_ms is None or now_ms - self._warned_ms >= _WARN_EVERY_MS):
             self._warned_ms = now_ms
-            under_way = self.begun - len(self.outcomes)
+            under_way = self.begun - self.finished
             _LOG.warning(
                 "the traffic is %.1f s behind, with %d visits under way: pages are asked late, and sessions seem longer"
                 " than they are; let fewer visits come per second",

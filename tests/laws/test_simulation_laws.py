@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.simulation.params import World
 from pipeline.simulation.reactions import user_id, user_number
 from pipeline.simulation.returning import Claim, past_of
 from pipeline.simulation.rollout import Policy, play
-from pipeline.simulation.traffic import Flow, Traffic, VirtualClock, WallClock
+from pipeline.simulation.traffic import Clock, Flow, Traffic, VirtualClock, WallClock
 
 WORLD = World()
 seeds = st.integers(0, 2**64 - 1)
@@ -118,6 +119,20 @@ def decided(page: PageRequest) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: -scores[i])
 
 
+class Heard:
+    """What traffic says of itself."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.rewards: dict[str, float] = {}
+
+    def run(self, visits: int, flow: Flow, decide: Any, clock: Clock, **more: Any) -> None:
+        Traffic(
+            WORLD, flow, decide, lambda event: None, clock, lambda outcome, _: self.outcomes.append(outcome),
+            earned=self.rewards.__setitem__, **more,
+        ).run(visits)  # fmt: skip
+
+
 def sorted_outcomes(outcomes: list[Outcome]) -> list[Outcome]:
     return sorted(outcomes, key=lambda o: (o.user_id, o.visit))
 
@@ -130,9 +145,10 @@ def test_what_users_do_does_not_depend_on_how_many_pages_are_asked_at_once(seed,
         return decided(page)
 
     flow = Flow(seed=seed, users=users, visits_per_s=2000.0, pace=0.0002, transport_ms=0, disorder_ms=1)
-    one = Traffic(WORLD, flow, decided, lambda event: None, VirtualClock())
-    many = Traffic(WORLD, flow, slowly, lambda event: None, WallClock(), threads=threads)
-    assert sorted_outcomes(many.run(visits)) == sorted_outcomes(one.run(visits))
+    one, many = Heard(), Heard()
+    one.run(visits, flow, decided, VirtualClock())
+    many.run(visits, flow, slowly, WallClock(), threads=threads)
+    assert sorted_outcomes(many.outcomes) == sorted_outcomes(one.outcomes)
     assert many.rewards == one.rewards
 
 
@@ -140,12 +156,12 @@ def test_what_users_do_does_not_depend_on_how_many_pages_are_asked_at_once(seed,
 @given(st.integers(0, 10**6), st.integers(1, 12), st.lists(st.integers(1, 15), min_size=2, max_size=4))
 def test_drivers_one_after_the_other_bring_the_visits_of_one(seed, users, parts):
     flow = Flow(seed=seed, users=users)
-    whole = Traffic(WORLD, flow, decided, lambda event: None, VirtualClock()).run(sum(parts))
-    done: list[Outcome] = []
+    whole, done = Heard(), Heard()
+    whole.run(sum(parts), flow, decided, VirtualClock())
     for visits in parts:
-        past = past_of(WORLD.params, users, None, reversed(done))
-        done += Traffic(WORLD, flow, decided, lambda event: None, VirtualClock(), past=past).run(visits)
-    assert sorted_outcomes(done) == sorted_outcomes(whole)
+        past = past_of(WORLD.params, users, None, reversed(done.outcomes))
+        done.run(visits, flow, decided, VirtualClock(), past=past)
+    assert sorted_outcomes(done.outcomes) == sorted_outcomes(whole.outcomes)
 
 
 @settings(deadline=None, derandomize=True)

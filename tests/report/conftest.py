@@ -15,8 +15,8 @@ import pytest
 
 from model_export.checks import Check, Verdict
 from pageturn.run import Run, new_run
-from pageturn.simulating import AskedPage, TrafficLog, Visit
 from pageturn.supervisor import PartEvent
+from pageturn.traffic_log import AskedPage, TrafficLog, Visit
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.events import encode
 from pipeline.logs.log import EVENTS, OUTPUTS, SAMPLES, TRANSITIONS, Entry, EventLog

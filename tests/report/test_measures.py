@@ -11,9 +11,9 @@ from pageturn.measures import measure, rows
 from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, WHOLE
 from pageturn.measuring.parts import Life
 from pageturn.measuring.rows import verdict
-from pageturn.simulating import AskedPage
 from pageturn.supervisor import PartEvent
 from pageturn.table import render
+from pageturn.traffic_log import AskedPage
 from pipeline.durable import exclusive
 from pipeline.logs.log import DEAD_LETTERS, EVENTS, LATE, TRANSITIONS
 from pipeline.records import DeadLetter, Fate, SetAside

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pageturn.progress import Progress
-from pageturn.simulating import AskedPage
+from pageturn.traffic_log import AskedPage
 from pipeline.simulation.outcomes import clustered
 
 SOME = [1.0, 1.2, 0.8, 1.1, 0.9]

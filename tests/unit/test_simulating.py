@@ -12,14 +12,16 @@ import grpc
 import pytest
 
 from pageturn.found_agent import FoundAgent
-from pageturn.lines import Tail, appending, lines_of
-from pageturn.simulating import (
+from pageturn.lines import Tail, lines_of
+from pageturn.simulating import simulate
+from pageturn.traffic_log import (
     CLAIMS,
     EVENTS,
     PAGES,
     VISITS,
     AskedPage,
     Claimed,
+    Drive,
     TrafficLog,
     Visit,
     read_acknowledged,
@@ -28,13 +30,12 @@ from pageturn.simulating import (
     read_past,
     read_unacknowledged,
     read_visits,
-    simulate,
 )
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent.agent_pb2_grpc import AgentServicer, add_AgentServicer_to_server
 from pipeline.agent.requests import PageRequest
 from pipeline.config.reading import load_config
-from pipeline.durable import BusyError, exclusive
+from pipeline.durable import BusyError, appending, exclusive
 from pipeline.errors import PageturnError
 from pipeline.records import Feedback, FeedbackKind, Item
 from pipeline.simulation.outcomes import Outcome
@@ -89,16 +90,17 @@ class Served(SmallAgent):
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    for patience in ("_DECIDE_S", "_FINISH_S"):
-        monkeypatch.setattr(f"pageturn.simulating.{patience}", LONG_S)  # what is tested is no matter of speed
+    monkeypatch.setattr("pageturn.simulating._FINISH_S", LONG_S)  # what is tested is no matter of speed
     agent = Served()
     yield agent
     agent.stop()
 
 
-def drive(agent: Served, folder: Path, visits: int | None, stop: threading.Event | None = None, **changes: object):
-    flow = Flow(**(QUICK | changes))  # type: ignore[arg-type]
-    return simulate(CONFIG, lambda: agent.target, folder, flow, stop or threading.Event(), visits=visits)
+def drive(
+    agent: Served, folder: Path, visits: int | None, stop: threading.Event | None = None, **changes: object
+) -> Drive:
+    flow, stop = Flow(**(QUICK | changes)), stop or threading.Event()  # type: ignore[arg-type]
+    return simulate(CONFIG, lambda: agent.target, folder, flow, stop, visits=visits, decide_s=LONG_S)
 
 
 def outcomes_of(folder: Path) -> list[Outcome]:
@@ -107,15 +109,18 @@ def outcomes_of(folder: Path) -> list[Outcome]:
 
 def expected(visits: int) -> list[Outcome]:
     flow, in_order = Flow(**QUICK), list(range(WORLD.params.candidates))  # type: ignore[arg-type]
-    traffic = Traffic(WORLD, flow, lambda page: in_order, lambda event: None, VirtualClock())
-    return sorted(traffic.run(visits), key=lambda o: (o.user_id, o.visit))
+    found: list[Outcome] = []
+    Traffic(
+        WORLD, flow, lambda page: in_order, lambda event: None, VirtualClock(), lambda outcome, _: found.append(outcome)
+    ).run(visits)
+    return sorted(found, key=lambda o: (o.user_id, o.visit))
 
 
 def test_everything_is_recorded(agent: Served, tmp_path: Path) -> None:
-    traffic, done = drive(agent, tmp_path, 30)
+    done = drive(agent, tmp_path, 30)
     assert outcomes_of(tmp_path) == expected(30)
     pages = {page.request_id: page for page in read_pages(tmp_path)}
-    assert set(pages) == set(agent.asked) == set(traffic.rewards)
+    assert set(pages) == set(agent.asked)
     for name, page in pages.items():
         assert (page.bucket, page.decided_by, page.reason, page.version, page.trouble) == (
             "rl_a",
@@ -125,13 +130,19 @@ def test_everything_is_recorded(agent: Served, tmp_path: Path) -> None:
             None,
         )
         assert page.user_id == f"user-{name.split('-')[1]}"
-    assert max(page.late_ms for page in pages.values()) == traffic.worst_late_ms == done.worst_late_ms
+    assert max(page.late_ms for page in pages.values()) == done.worst_late_ms
     assert set(read_acknowledged(tmp_path)) == agent.reported
     assert list(read_unacknowledged(tmp_path)) == []
     assert list(read_drives(tmp_path)) == [done]
     assert (done.visits, done.unfinished, done.pages, done.unacknowledged) == (30, 0, len(pages), 0)
-    assert done.reported == traffic.events >= len(agent.reported)
-    assert "400.0 visits per second offered" in str(done)
+    outcomes = outcomes_of(tmp_path)
+    assert done.sessions == sum(outcome.exposed for outcome in outcomes)
+    assert done.reward == pytest.approx(sum(outcome.reward for outcome in outcomes))
+    assert done.reported >= len(agent.reported)
+    said = (
+        f"30 visits, {done.sessions} sessions, reward per session {done.reward / done.sessions:.3f}\n400.0 visits per"
+    )
+    assert str(done).startswith(said)
 
 
 def test_a_second_driver_goes_on_where_the_first_has_ended(agent: Served, tmp_path: Path) -> None:
@@ -151,9 +162,9 @@ def test_a_fallback_is_told(agent: Served, tmp_path: Path) -> None:
 
 def test_a_page_without_an_answer_is_told(agent: Served, tmp_path: Path) -> None:
     agent.trouble = grpc.StatusCode.RESOURCE_EXHAUSTED
-    traffic, done = drive(agent, tmp_path, 6)
+    done = drive(agent, tmp_path, 6)
     pages = list(read_pages(tmp_path))
-    assert traffic.unanswered == len(pages) == done.pages > 0
+    assert len(pages) == done.pages > 0
     assert {(page.bucket, page.decided_by, page.trouble) for page in pages} == {(None, None, "RESOURCE_EXHAUSTED")}
     assert all(page.user_id for page in pages)
     assert not agent.reported
@@ -164,9 +175,9 @@ def test_events_that_are_not_acknowledged_are_told_from_lost_ones(
 ) -> None:
     monkeypatch.setattr("pageturn.simulating._LAST_REPORTS_S", 0.0)
     agent.deaf = grpc.StatusCode.UNAVAILABLE
-    traffic, done = drive(agent, tmp_path, 8, duplicated=0)
+    done = drive(agent, tmp_path, 8, duplicated=0)
     left = list(read_unacknowledged(tmp_path))
-    assert len(left) == len(set(left)) == done.unacknowledged == traffic.events > 0
+    assert len(left) == len(set(left)) == done.unacknowledged == done.reported > 0
     assert list(read_acknowledged(tmp_path)) == []
     assert f"{len(left)} of {len(left)} events not acknowledged" in str(done)
 
@@ -174,9 +185,9 @@ def test_events_that_are_not_acknowledged_are_told_from_lost_ones(
 def test_told_to_stop_it_finishes_the_visits_under_way(agent: Served, tmp_path: Path) -> None:
     stop = threading.Event()
     agent.on_page = lambda: stop.set() if len(agent.asked) > 20 else None
-    traffic, done = drive(agent, tmp_path, None, stop, users=3000)
+    done = drive(agent, tmp_path, None, stop, users=3000)
     assert done.unfinished == 0
-    assert len(traffic.outcomes) == done.visits
+    assert len(list(read_visits(tmp_path))) == done.visits
     drive(agent, tmp_path, 5, users=3000)
     whos = [(o.user_id, o.visit) for o in outcomes_of(tmp_path)]
     assert len(set(whos)) == len(whos) == done.visits + 5
@@ -272,6 +283,17 @@ def test_a_file_that_grows_is_read_as_far_as_its_lines_are_whole(tmp_path: Path)
         assert list(tail.lines()) == found
     assert tail.skipped == 3
     assert list(lines_of(path, int)) == [1, 20, 3]
+
+
+def test_a_file_that_was_put_aside_is_read_from_its_new_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.jsonl"
+    path.write_bytes(b"1\n2\n")
+    tail = Tail(path, int)
+    assert list(tail.lines()) == [1, 2]
+    path.replace(tmp_path / "numbers.jsonl.1")
+    path.write_bytes(b"3\n")
+    assert list(tail.lines()) == [3]
+    assert list(tail.lines()) == []
 
 
 @pytest.mark.parametrize(("before", "then"), [(b"", b"2\n"), (b"1\n", b"1\n2\n"), (b"1", b"1\n2\n")])

@@ -48,6 +48,8 @@ class Feed:
         self.clock = VirtualClock(START_MS)
         self.action, self.answers = action, answers
         self.log: list[Stamped] = []
+        self.outcomes: list[Outcome] = []  # of visits that have ended
+        self.rewards: dict[str, float] = {}  # of answered pages, by request id
 
     def decide(self, request: PageRequest) -> tuple[int, ...] | None:
         if not self.answers:
@@ -70,8 +72,18 @@ class Feed:
     def _append(self, event: Event) -> None:
         self.log.append(Stamped(Stamp(self.clock.now_ms(), 0, len(self.log)), event))
 
-    def traffic(self, **flow: object) -> Traffic:
-        return Traffic(WORLD, Flow(**flow), self.decide, self.report, self.clock)  # type: ignore[arg-type]
+    def ended(self, outcome: Outcome, time_ms: int) -> None:
+        self.outcomes.append(outcome)
+
+    def traffic(self, world: World = WORLD, **flow: object) -> Traffic:
+        return Traffic(
+            world, Flow(**flow), self.decide, self.report, self.clock, self.ended,  # type: ignore[arg-type]
+            earned=self.rewards.__setitem__,
+        )  # fmt: skip
+
+    def lived(self, visits: int, world: World = WORLD, **flow: object) -> list[Outcome]:
+        self.traffic(world, **flow).run(visits)
+        return self.outcomes
 
 
 def stream(log: list[Stamped]) -> list[object]:
@@ -101,13 +113,15 @@ def stream(log: list[Stamped]) -> list[object]:
 def test_the_stream_finds_exactly_the_rewards_that_the_simulator_counted():
     feed = Feed()
     traffic = feed.traffic(users=40, disordered=0.5, disorder_ms=800, duplicated=0.3)
-    outcomes = traffic.run(visits=80)
-    outputs = stream(feed.log)
+    traffic.run(visits=80)
+    outcomes, outputs = feed.outcomes, stream(feed.log)
     transitions = [o for o in outputs if isinstance(o, Transition)]
-    assert {t.request_id: t.reward for t in transitions} == traffic.rewards
-    assert len(transitions) == len(traffic.rewards) == sum(o.pages for o in outcomes)
+    assert {t.request_id: t.reward for t in transitions} == feed.rewards
+    assert len(transitions) == len(feed.rewards) == traffic.answered == sum(o.pages for o in outcomes)
     ended = [t for t in transitions if t.ending is not None]
-    assert len(ended) == sum(o.exposed for o in outcomes)
+    assert len(ended) == traffic.sessions == sum(o.exposed for o in outcomes)
+    assert (traffic.begun, traffic.finished) == (80, len(outcomes))
+    assert traffic.reward == pytest.approx(sum(feed.rewards.values())) == pytest.approx(sum(o.reward for o in outcomes))
     assert {t.ending for t in ended} == {Ending.LEAVE}
     aside = Counter(o.fate for o in outputs if isinstance(o, SetAside))
     pages = [o for o in outputs if isinstance(o, Page)]
@@ -117,8 +131,7 @@ def test_the_stream_finds_exactly_the_rewards_that_the_simulator_counted():
 
 def test_events_are_disordered_and_doubled_as_configured():
     feed = Feed()
-    traffic = feed.traffic(users=120, disordered=0.5, disorder_ms=800, duplicated=0.3)
-    traffic.run(visits=120)
+    feed.lived(120, users=120, disordered=0.5, disorder_ms=800, duplicated=0.3)
     events = [r.event for r in feed.log if isinstance(r.event, Feedback)]
     distinct = {e.event_id for e in events}
     assert 1.2 < len(events) / len(distinct) < 1.4
@@ -131,7 +144,7 @@ def test_events_are_disordered_and_doubled_as_configured():
 
 def test_reactions_are_delayed_some_beyond_the_next_page():
     feed = Feed(0.0)
-    feed.traffic(users=120, disordered=0.0, duplicated=0.0).run(visits=120)
+    feed.lived(120, users=120, disordered=0.0, duplicated=0.0)
     shown = {r.event.request_id: r.event for r in feed.log if isinstance(r.event, Impression)}
     after = []
     for record in feed.log:
@@ -143,9 +156,7 @@ def test_reactions_are_delayed_some_beyond_the_next_page():
 
 
 def test_sessions_in_traffic_are_those_of_the_batch():
-    feed = Feed(1.2)
-    traffic = feed.traffic(users=80, seed=9)
-    outcomes = {o.user_id: o for o in traffic.run(visits=80)}
+    outcomes = {o.user_id: o for o in Feed(1.2).lived(80, users=80, seed=9)}
     played = play(WORLD, constant(1.2), 9, np.arange(80))
     for user in range(80):
         outcome = outcomes[f"user-{user}"]
@@ -156,9 +167,7 @@ def test_sessions_in_traffic_are_those_of_the_batch():
 
 @pytest.mark.parametrize("flow", [{"pace": 0.5}, {"visits_per_s": 200.0}, {"duplicated": 0.9}])
 def test_what_users_do_does_not_depend_on_the_clock(flow: dict[str, float]):
-    plain, other = Feed(), Feed()
-    expected = plain.traffic(users=50).run(visits=50)
-    found = other.traffic(users=50, **flow).run(visits=50)
+    expected, found = Feed().lived(50, users=50), Feed().lived(50, users=50, **flow)
     assert sorted(found, key=lambda o: o.user_id) == sorted(expected, key=lambda o: o.user_id)
 
 
@@ -170,21 +179,21 @@ def test_a_driver_that_lags_behind_dates_its_pages_when_it_asks_for_them():
         feed.clock.wait_until(feed.clock.now_ms() + 300)
         return order
 
-    traffic = Traffic(WORLD, Flow(users=30), slow, feed.report, feed.clock)
-    outcomes = traffic.run(visits=30)
-    assert sum(o.pages for o in outcomes) == len(traffic.rewards) > 30
+    traffic = Traffic(WORLD, Flow(users=30), slow, feed.report, feed.clock, feed.ended)
+    traffic.run(visits=30)
+    assert sum(o.pages for o in feed.outcomes) == traffic.answered > 30
 
 
 def test_an_agent_that_does_not_answer_is_counted_and_nothing_is_reported():
     feed = Feed(answers=False)
     traffic = feed.traffic(users=20)
-    outcomes = traffic.run(visits=20)
+    traffic.run(visits=20)
     played = play(WORLD, constant(1.0), 1, np.arange(20))
-    assert traffic.unanswered == sum(o.pages for o in outcomes) > 0
+    seen = sum(o.pages for o in feed.outcomes)
+    assert traffic.unanswered == seen > 0
     assert not feed.log
-    assert not traffic.rewards
-    seen = sum(o.pages for o in outcomes)
-    assert seen == sum(played.pages[int(o.user_id.removeprefix("user-"))] for o in outcomes if o.exposed)
+    assert (feed.rewards, traffic.answered) == ({}, 0)
+    assert seen == sum(played.pages[int(o.user_id.removeprefix("user-"))] for o in feed.outcomes if o.exposed)
 
 
 def test_an_answer_that_is_no_order_of_the_candidates_is_refused():
@@ -196,9 +205,8 @@ def test_an_answer_that_is_no_order_of_the_candidates_is_refused():
 
 def test_visits_in_vain_cost_exposure():
     """Each visit looks at the feed or not by what the same user's earlier visits brought."""
-    traffic = Feed(2.0).traffic(users=10, visits_per_s=0.05)
     by_user: dict[str, list[Outcome]] = {}
-    for outcome in traffic.run(visits=100):
+    for outcome in Feed(2.0).lived(100, users=10, visits_per_s=0.05):
         by_user.setdefault(outcome.user_id, []).append(outcome)
     loyalties = set()
     for name, outcomes in by_user.items():
@@ -222,9 +230,9 @@ def test_stopping_ends_at_once():
         return feed.decide(request)
 
     traffic = Traffic(WORLD, Flow(), decide, feed.report, feed.clock)
-    outcomes = traffic.run(stop=stop)
+    traffic.run(stop=stop)
     assert len(feed.log) == 12
-    assert len(outcomes) < 12
+    assert traffic.finished < 12
 
 
 def test_the_wall_clock_looks_up_now_and_then():
@@ -242,36 +250,49 @@ def test_after_a_stop_visits_under_way_are_finished_and_none_begins():
 
     arrived: list[bool] = []
     traffic = Traffic(
-        WORLD, Flow(users=3, visits_per_s=30.0), decide, feed.report, feed.clock,
-        arriving=lambda number: arrived.append(stop.is_set()),
+        WORLD, Flow(users=3, visits_per_s=30.0), decide, feed.report, feed.clock, feed.ended,
+        earned=feed.rewards.__setitem__, arriving=lambda number: arrived.append(stop.is_set()),
     )  # fmt: skip
-    outcomes = traffic.run(stop=stop, finish_s=10**6)
+    traffic.run(stop=stop, finish_s=10**6)
     begun = {(r.event.user_id, r.event.session_id) for r in feed.log if isinstance(r.event, Impression)}
-    assert len(begun) == sum(o.exposed for o in outcomes) > 2
-    assert traffic.begun == len(outcomes) < traffic.next == len(arrived)  # some have waited for their user, in vain
+    assert len(begun) == sum(o.exposed for o in feed.outcomes) > 2
+    assert traffic.begun == traffic.finished < traffic.next == len(arrived)  # some have waited for their user, in vain
     assert not any(arrived)
     assert traffic.undelivered == 0
-    assert sum(o.reward for o in outcomes) == pytest.approx(sum(traffic.rewards.values()))
+    assert sum(o.reward for o in feed.outcomes) == pytest.approx(sum(feed.rewards.values()))
 
 
 def test_after_a_stop_no_more_time_is_taken_than_there_is():
     stop, feed = threading.Event(), Feed()
     traffic = Traffic(WORLD, Flow(visits_per_s=100.0), feed.decide, lambda event: stop.set(), feed.clock)
     traffic.run(stop=stop, finish_s=0.05)
-    assert traffic.begun > len(traffic.outcomes)
+    assert traffic.begun > traffic.finished
     assert traffic.undelivered > 0
     assert traffic.due_ms == {}
 
 
-def test_users_come_for_so_long():
-    traffic = Feed().traffic(users=50, visits_per_s=20.0)
-    assert len(traffic.run(seconds=1.5)) == traffic.next == 30
+def test_users_come_for_so_long_and_stay_to_the_end_of_their_visits():
+    feed = Feed()
+    traffic = feed.traffic(users=50, visits_per_s=20.0)
+    traffic.run(seconds=1.5)
+    assert traffic.finished == traffic.next == 30
     assert traffic.came_per_s == pytest.approx(20)
+    assert feed.clock.now_ms() - START_MS > 2_500
+
+
+@pytest.mark.parametrize("limit", [{"seconds": 1.5}, {"visits": 30}])
+def test_but_no_longer_than_they_may(limit: dict[str, float]):
+    feed = Feed()
+    traffic = feed.traffic(users=50, visits_per_s=20.0)
+    traffic.run(**limit, leave_s=0.5, finish_s=10**6)  # type: ignore[arg-type]
+    assert traffic.begun == 30 > traffic.finished > 0
+    last_asked_ms = max(r.event.time_ms for r in feed.log if isinstance(r.event, Impression))
+    assert last_asked_ms - START_MS < 1_450 + 500  # the last comes then
 
 
 def test_a_user_is_in_one_place_at_a_time():
     feed = Feed()
-    feed.traffic(users=2, visits_per_s=50.0).run(visits=30)
+    feed.lived(30, users=2, visits_per_s=50.0)
     there: dict[str, str] = {}
     left: set[str] = set()
     for event in (r.event for r in feed.log if isinstance(r.event, Impression)):
@@ -294,7 +315,8 @@ def test_pages_are_asked_while_others_wait_for_their_answers():
 
     flow = Flow(users=60, visits_per_s=1000.0, pace=0.0001, transport_ms=0, disorder_ms=1)
     traffic = Traffic(WORLD, flow, decide, lambda event: None, WallClock(), threads=4)
-    assert len(traffic.run(visits=30)) == 30
+    traffic.run(visits=30)
+    assert traffic.finished == 30
 
 
 def test_what_deciding_raises_ends_the_traffic():
@@ -335,8 +357,7 @@ def test_a_session_is_cut_where_play_cuts_it():
     """It earns the same; the user just stops, without a leave."""
     world = World(structs.replace(WORLD.params, max_pages=3))
     feed = Feed(1.0)
-    traffic = Traffic(world, Flow(users=60, duplicated=0), feed.decide, feed.report, feed.clock)
-    outcomes = [o for o in traffic.run(visits=60) if o.exposed]
+    outcomes = [o for o in feed.lived(60, world, users=60, duplicated=0) if o.exposed]
     played = play(world, constant(1.0), 1, np.arange(60))
     leavers = {
         r.event.user_id for r in feed.log if isinstance(r.event, Feedback) and r.event.kind is FeedbackKind.LEAVE

@@ -15,8 +15,10 @@ import pytest
 from pageturn import supervisor as module
 from pageturn.processes import Process, ProcessError
 from pageturn.supervisor import Part, PartEvent, Supervisor, read_journal
+from pipeline.durable import appending
 
 STAYS = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"]
+ENDS = [sys.executable, "-c", ""]
 FAILS = [sys.executable, "-c", "raise SystemExit('what went wrong')"]
 
 
@@ -58,6 +60,31 @@ def test_a_killed_part_is_started_again(tmp_path: Path, supervisor: Supervisor) 
     before, after = killed_and_back(supervisor)
     told = [(event.event, event.pid, event.status) for event in events(tmp_path, "a")]
     assert told == [("started", before, None), ("ended", before, -9), ("started", after, None)]
+
+
+def test_a_part_that_has_come_to_its_end_is_done(tmp_path: Path, supervisor: Supervisor) -> None:
+    supervisor.add(Part("a", ENDS, has_end=True))
+    supervisor.add(Part("b", ENDS))
+    watch_until(supervisor, lambda: len(events(tmp_path, "b")) >= 3)
+    assert [supervisor.is_done(name) for name in "ab"] == [True, False]
+    assert pid(supervisor) is None
+    supervisor.stop()
+    assert [(event.event, event.status) for event in events(tmp_path, "a")] == [("started", None), ("ended", 0)]
+
+
+@pytest.mark.parametrize("command", [FAILS, STAYS])
+def test_one_that_ends_before_is_started_again(tmp_path: Path, supervisor: Supervisor, command: list[str]) -> None:
+    supervisor.add(Part("a", command, has_end=True))
+    if command is STAYS:
+        killed_and_back(supervisor)
+    watch_until(supervisor, lambda: len(events(tmp_path, "a")) >= 3)
+    assert not supervisor.is_done("a")
+
+
+def test_enough_is_seen_at_once(supervisor: Supervisor) -> None:
+    supervisor.add(Part("a", ENDS, has_end=True))
+    assert not supervisor.watch(threading.Event(), 600, lambda: supervisor.is_done("a"))
+    assert supervisor.is_done("a")
 
 
 def test_pauses_grow_while_it_fails(tmp_path: Path, supervisor: Supervisor) -> None:
@@ -139,3 +166,6 @@ def test_a_line_that_is_being_written_is_not_read_yet(tmp_path: Path) -> None:
     assert list(read_journal(journal)) == []
     journal.write_text('{"time_ms":1,"part":"a","event":"started","pid":2}\n{"time_ms":2,"pa')
     assert list(read_journal(journal)) == [PartEvent(1, "a", "started", 2)]
+    with appending(journal) as file:  # its writer was killed
+        file.write(b'{"time_ms":3,"part":"a","event":"started","pid":4}\n')
+    assert [event.time_ms for event in read_journal(journal)] == [1, 3]

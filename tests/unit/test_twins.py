@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from pageturn.measuring.buckets import PER_SESSION, WHOLE, Lift
 from pageturn.measuring.rows import oddity
 from pageturn.measuring.twins import Twins, against_twins
-from pageturn.simulating import Visit
+from pageturn.traffic_log import Visit
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.agent.requests import PageRequest
 from pipeline.config.reading import load_config
