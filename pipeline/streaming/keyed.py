@@ -46,14 +46,16 @@ class TimerQueue:
 
     def pop(self, watermark_ms: int) -> Timer | None:
         """The next timer that is due, disarmed."""
-        if not self.due(watermark_ms):
-            return None
-        timer = heapq.heappop(self._heap)
-        _, name, key, tag = timer
-        timers = self._armed[key]
-        del timers[name, tag]
-        self._touched(key, timers)
-        return timer
+        heap, armed = self._heap, self._armed
+        while heap and heap[0][0] <= watermark_ms:
+            timer = heapq.heappop(heap)
+            due_ms, name, key, tag = timer
+            timers = armed.get(key, _NONE)
+            if timers.get((name, tag)) == due_ms:
+                del timers[name, tag]
+                self._touched(key, timers)
+                return timer
+        return None
 
     def due(self, watermark_ms: int) -> bool:
         heap, armed = self._heap, self._armed
