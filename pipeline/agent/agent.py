@@ -22,7 +22,6 @@ from pipeline.agent.follower import Follower
 from pipeline.agent.impressions import LogWriter
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.memory import RetryMemory
-from pipeline.agent.metrics import Metrics
 from pipeline.agent.policies import MetadataSource, Pinner
 from pipeline.agent.reasons import Reason
 from pipeline.agent.requests import AgentRequestError, PageDecision, PageRequest, admit, admit_feedback
@@ -31,7 +30,9 @@ from pipeline.events import encode
 from pipeline.features.encoder import Encoder
 from pipeline.features.stored_vectors import StoredVectors
 from pipeline.logs.log import Entry, EventLog
-from pipeline.records import SCHEMA_VERSION, Feedback, Impression
+from pipeline.monitoring.catalogue import AGENT
+from pipeline.monitoring.metrics import Metrics
+from pipeline.records import SCHEMA_VERSION, DecidedBy, Feedback, Impression
 from pipeline.stores.store import KeyValueStore
 
 __all__ = ["Agent", "AgentRequestError", "AgentSettings", "Mode", "PageDecision", "PageRequest", "Server"]
@@ -73,7 +74,7 @@ class Agent:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         settings = settings or AgentSettings()
-        self.metrics = metrics or Metrics()
+        self.metrics = metrics or Metrics(AGENT)
         self._config, self._settings = config, settings
         self._clock_ms, self._monotonic = clock_ms, monotonic
         self._memory = RetryMemory(settings.retries_remembered, settings.retries_for_s, monotonic)
@@ -240,9 +241,14 @@ class Agent:
         self.metrics.count("decisions", policy=decision.policy, decided_by=decision.decided_by.value)
         if decision.fallback_reason is not None:
             self.metrics.count("fallbacks", policy=decision.policy, reason=decision.fallback_reason)
+        if decision.decided_by is DecidedBy.POLICY:
+            for dimension, action in zip(self._config.action, decision.actions, strict=True):
+                low, high = dimension.range
+                place = (action.value - low) / (high - low)
+                self.metrics.observe("action_in_range", place, policy=decision.policy, action=action.name)
 
     def _metric_latency(self, started_s: float, pages: int) -> None:
-        self.metrics.observe("decide_s", self._monotonic() - started_s, form="one" if pages == 1 else "batch")
+        self.metrics.observe("decide_seconds", self._monotonic() - started_s, form="one" if pages == 1 else "batch")
 
 
 def _admitted(request: PageRequest) -> PageRequest | AgentRequestError:

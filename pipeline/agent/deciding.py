@@ -18,13 +18,13 @@ from pipeline.agent.buckets import bucket_table, on_canary, slot_of
 from pipeline.agent.follower import Follower
 from pipeline.agent.fusion import Scores, UnusableScores, order_by, read_scores
 from pipeline.agent.lookups import TimelyVectors
-from pipeline.agent.metrics import Metrics
 from pipeline.agent.policies import Pinned
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.agent.requests import PageRequest
 from pipeline.config.schema import Bucket, FeatureConfig
 from pipeline.features.encoder import Encoder, Prepared
 from pipeline.features.errors import FeatureError
+from pipeline.monitoring.metrics import Metrics
 from pipeline.records import Action, DecidedBy, Decision, State
 from pipeline.stores.store import StoreError
 
@@ -165,7 +165,7 @@ class Decider:
             means = ask_means(self._server, pinned, inputs, self._config.action, deadline_s - asked_s)
         except Trouble as trouble:
             return [draft.fails(trouble.reason, str(trouble)) for draft in drafts]
-        self._metrics.observe("predict_s", self._monotonic() - asked_s, policy=pinned.policy)
+        self._metrics.observe("predict_seconds", self._monotonic() - asked_s, policy=pinned.policy)
         return [self._with_means(draft, row) for draft, row in zip(drafts, means, strict=True)]
 
     def _with_means(self, draft: Draft, row: np.ndarray) -> Draft:

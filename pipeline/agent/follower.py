@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from pipeline.agent.metrics import Metrics
 from pipeline.agent.policies import Pinner, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
+from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.published import Heartbeat, Pointer, Served, forget_agents, read_pointers, write_heartbeat
 from pipeline.stores.store import KeyValueStore, StoreError
 
@@ -120,6 +120,8 @@ class Follower:
             _LOG.exception("pointers: unexpected fault")
             return
         self._routes = routes
+        for policy, route in routes.items():
+            self._metrics.gauge("served_version", route.stable.served.version if route.stable else 0, policy=policy)
         self._pinner.keep_only(_in_use(routes, pointers))
         with self._turn:
             self._fresh_at_s = self._monotonic()

@@ -13,8 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pipeline.agent.metrics import Metrics
 from pipeline.logs.log import EVENTS, Entry, EventLog, LogError
+from pipeline.monitoring.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 500

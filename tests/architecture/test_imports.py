@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pageturn", "pipeline", "model_export")
 
 VOCABULARY = {"pipeline.durable", "pipeline.errors", "pipeline.records"}
-GROUND = {"pipeline.config", "pipeline.logs", "pipeline.stores", "pipeline.serving"}
+GROUND = {"pipeline.config", "pipeline.logs", "pipeline.stores", "pipeline.serving", "pipeline.monitoring"}
 MIDDLE = {"pipeline.features", "pipeline.transitions", "pipeline.exploration", "pipeline.events"}
 UPPER = {"pipeline.agent", "pipeline.streaming", "pipeline.learning"}
 FLOORS = (VOCABULARY, GROUND, MIDDLE, UPPER, {"model_export", "pipeline.simulation"}, {"pageturn"})
@@ -24,6 +24,7 @@ FRAMEWORKS = {
     "tensorflow": ("pipeline.learning", "model_export.export", "pipeline.serving.standin"),
     "tensorflow_serving": ("model_export.export", "pipeline.serving.standin", "pipeline.serving.build_descriptors"),
     "confluent_kafka": ("pipeline.logs.kafka",),
+    "prometheus_client": ("pipeline.monitoring",),
     "redis": ("pipeline.stores",),
     "gymnasium": ("pipeline.simulation.env",),
     "ruamel": ("pipeline.config",),

@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.agent import impressions
 from pipeline.agent.impressions import LogWriter
-from pipeline.agent.metrics import Metrics
 from pipeline.logs.log import Entry, LogError
+from pipeline.monitoring.catalogue import AGENT
+from pipeline.monitoring.metrics import Metrics
 
 LONG_S = 30.0
 LONGER_S = 2 * LONG_S  # a wait that has to be cut short
@@ -63,7 +64,7 @@ def log() -> Iterator[GatedLog]:
 
 
 def writer(log: GatedLog, capacity: int = 100) -> LogWriter:
-    return LogWriter(log, Metrics(), capacity=capacity, monotonic=time.monotonic)
+    return LogWriter(log, Metrics(AGENT), capacity=capacity, monotonic=time.monotonic)
 
 
 def test_events_arrive_in_order(log: GatedLog):
@@ -161,7 +162,7 @@ def eventually(condition) -> None:
 
 def test_who_waits_is_answered_once_its_events_are_in_the_log_whatever_comes_after_them(threads: ThreadPoolExecutor):
     log = StepLog()
-    w = LogWriter(log, Metrics(), capacity=100, monotonic=time.monotonic)
+    w = LogWriter(log, Metrics(AGENT), capacity=100, monotonic=time.monotonic)
     waiting = threads.submit(w.submit_and_wait, entries(b"a", b"b"), LONG_S)
     assert log.entered.acquire(timeout=LONG_S)
     w.submit("s", b"later")

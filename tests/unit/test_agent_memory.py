@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pipeline.agent.memory import RetryMemory
-from pipeline.agent.metrics import Metrics
 from pipeline.agent.requests import PageDecision, PageRequest
 from pipeline.records import DecidedBy, Decision, Item
 
@@ -55,19 +54,3 @@ def test_an_id_used_for_another_page_is_not_a_retry():
     memory.settle(request("r"), decision("r"))
     for other in ({"user_id": "v"}, {"session_id": "t"}, {"page_index": 1}, {"items": (Item("y"),)}):
         assert memory.recall(request("r", **other)) is None
-
-
-def test_metrics_add_up():
-    metrics = Metrics()
-    metrics.count("pages", policy="rl")
-    metrics.count("pages", 2, policy="base")
-    metrics.gauge("version", 7, policy="rl")
-    for seconds in (0.0005, 0.0006, 9.0):
-        metrics.observe("decide_s", seconds)
-    reading = metrics.read()
-    assert metrics.total("pages") == 3
-    assert metrics.total("pages", policy="rl") == reading.counts["pages", (("policy", "rl"),)] == 1
-    assert reading.gauges == {("version", (("policy", "rl"),)): 7}
-    histogram = reading.latencies["decide_s", ()]
-    assert (histogram.counts[0], histogram.counts[1], histogram.counts[-1]) == (1, 1, 1)
-    assert histogram.sum_s == 9.0011
