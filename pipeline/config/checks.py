@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pipeline.config import feature_checks
 from pipeline.config.findings import Finding, Findings, all_read, for_each, repeated_names, until_unknown
 from pipeline.config.problems import suggestion
-from pipeline.config.schema import ActionDimension, Bucket, FeatureConfig, PayPlusAPhi, Policy
+from pipeline.config.schema import ActionDimension, Bucket, FeatureConfig, OnPolicy, PayPlusAPhi, Policy, Ppo, Replaying
 
 _BASELINE_ACTION = 1.0  # of both fusions
 
@@ -81,9 +81,36 @@ def _tower_losses(config: FeatureConfig) -> Findings:
 
 def _replay(config: FeatureConfig) -> Findings:
     algorithm = config.algorithm
-    if algorithm.replay < algorithm.batch_size:
+    if isinstance(algorithm, Replaying) and algorithm.replay < algorithm.batch_size:
         message = f"must hold at least one batch of {algorithm.batch_size} transitions, got {algorithm.replay}"
         yield Finding(("algorithm", "replay"), message)
+
+
+def _rollout(config: FeatureConfig) -> Findings:
+    algorithm = config.algorithm
+    if isinstance(algorithm, Ppo) and algorithm.rollout < algorithm.minibatches:
+        message = f"must hold at least one page for each of {algorithm.minibatches} minibatches"
+        yield Finding(("algorithm", "rollout"), f"{message}, got {algorithm.rollout}")
+
+
+def _noise_to_learn_from(config: FeatureConfig) -> Findings:
+    if not isinstance(config.algorithm, OnPolicy):
+        return
+    for i, dimension in enumerate(all_read(config.action)):
+        if dimension.noise.sigma == 0:
+            message = "must be > 0: an on-policy learner learns from what noise tries"
+            yield Finding(("action", i, "noise", "sigma"), f"{message}; got {dimension.noise.sigma}")
+
+
+def _certification(config: FeatureConfig) -> Findings:
+    rules, path = config.publish.certification, ("publish", "certification")
+    if rules is None:
+        return
+    low, high = rules.unit_reward
+    if not low < high:
+        yield Finding((*path, "unit_reward"), f"must be [low, high] with low < high, got [{low}, {high}]")
+    if rules.horizon == 0:
+        yield Finding((*path, "horizon"), "must be longer than 0: nothing is earned within it")
 
 
 # Policies and buckets --------------------------------------------------------------------------------------------
@@ -161,6 +188,9 @@ _RULES: tuple[Callable[[FeatureConfig], Findings], ...] = (
     _reward_clip,
     _tower_losses,
     _replay,
+    _rollout,
+    _noise_to_learn_from,
+    _certification,
     _policies,
     _bucket_names,
     _overlaps,

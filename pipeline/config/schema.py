@@ -6,21 +6,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, field
 
-Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Source = Annotated[str, Meta(pattern=r"^(user|context|page)\.[A-Za-z_][A-Za-z0-9_]*$")]
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Magnitude = Annotated[float, Meta(ge=0, extra={"magnitude": True})]  # subtracted where it is used
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]  # table rows are int32
-DurationMs = Annotated[int, Meta(ge=0, le=315_360_000_000, extra={"duration": True})]  # at most 3650 days
-
-
-class _Value(Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all config values: immutable, and a misspelt key is an error."""
-
+from pipeline.config.algorithms import A2c as A2c
+from pipeline.config.algorithms import A3c as A3c
+from pipeline.config.algorithms import Algorithm as Algorithm
+from pipeline.config.algorithms import Cell as Cell
+from pipeline.config.algorithms import Ddpg as Ddpg
+from pipeline.config.algorithms import DeepQ as DeepQ
+from pipeline.config.algorithms import Discretised as Discretised
+from pipeline.config.algorithms import DoubleDqn as DoubleDqn
+from pipeline.config.algorithms import Dqn as Dqn
+from pipeline.config.algorithms import DuelingDqn as DuelingDqn
+from pipeline.config.algorithms import OnPolicy as OnPolicy
+from pipeline.config.algorithms import Ppo as Ppo
+from pipeline.config.algorithms import QLearning as QLearning
+from pipeline.config.algorithms import Replaying as Replaying
+from pipeline.config.values import Count, DurationMs, Fraction, Magnitude, Name, NonNegative, Positive, Source
+from pipeline.config.values import Value as _Value
 
 # Embedding tables ------------------------------------------------------------------------------------------------
 
@@ -198,39 +201,7 @@ class Stream(_Value, frozen=True):
     max_session_events: Count = 5_000  # of a session and a partition, stamped within one attribution window
 
 
-# Learning --------------------------------------------------------------------------------------------------------
-
-
-class _Algorithm(_Value, frozen=True):
-    """What all learners have: one shared state tower, heads per policy, Adam."""
-
-    gamma: Annotated[float, Meta(ge=0, lt=1)]
-    tower: Annotated[tuple[Count, ...], Meta(min_length=1)] = (128, 64)
-    head: tuple[Count, ...] = (32,)
-    learning_rate: Positive = 1e-3
-    batch_size: Count = 256
-    replay: Count = 100_000  # transitions
-    updates_per_transition: NonNegative = 0.25
-    actor_after: Annotated[int, Meta(ge=0)] = 2_000  # transitions a policy explored, before its actor moves
-    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 1
-    seeds: Annotated[int, Meta(ge=1, le=64)] = 1  # learners side by side: seed, seed + 1 and so on
-
-    @property
-    def all_seeds(self) -> range:
-        return range(self.seed, self.seed + self.seeds)
-
-
-class Ddpg(_Algorithm, frozen=True, tag_field="kind", tag="ddpg"):
-    """Shared state tower, V, and per policy A and mu. Q = V + A; see `pipeline/learning/ddpg.py`."""
-
-    # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
-    advantage: Literal["quadratic", "network"] = "quadratic"
-    tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
-    target: Literal["none"] = "none"
-    actor_learning_rate: Positive = 1e-4
-
-
-Algorithm = Ddpg  # one of the kinds; see `pipeline/learning/learners.py`
+# Policies and buckets -------------------------------------------------------------------------------------------------
 
 
 class Policy(_Value, frozen=True):
@@ -253,6 +224,19 @@ class Buckets(_Value, frozen=True):
     unit: Literal["user_id", "session_id"] = "user_id"
 
 
+class Certification(_Value, frozen=True):
+    """When a policy's buckets are said to be better than the baseline's, or are sent back: a confidence sequence of
+    what units (users, or sessions: `buckets.unit`) bring within a horizon of their first page."""
+
+    unit_reward: tuple[float, float]  # a unit's reward is cut to it; the wider, the more units a first answer takes
+    horizon: DurationMs = 86_400_000
+    # chance that anything that is ever concluded about a policy is wrong
+    alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    certify_above: NonNegative = 0.0  # lift, a fraction of the baseline's mean
+    budget: Fraction = 0.0  # what exploring may cost, as such a fraction: it ends when it is shown to cost more
+    max_fallback_share: Fraction = 0.2  # of the policy's pages, for a certificate
+
+
 class Publish(_Value, frozen=True):
     """When the trainer writes a candidate, and the bounds of the checks that every version has to pass."""
 
@@ -268,6 +252,7 @@ class Publish(_Value, frozen=True):
     max_drift: Positive = 1.0  # of a feature's mean against the last accepted version, in its standard deviations
     probes: Count = 32
     load_timeout: DurationMs = 60_000
+    certification: Certification | None = None  # None: no evidence is gathered
 
 
 class FeatureConfig(_Value, frozen=True):
@@ -281,7 +266,7 @@ class FeatureConfig(_Value, frozen=True):
     algorithm: Algorithm
     policies: Annotated[tuple[Policy, ...], Meta(min_length=1)]
     buckets: Buckets
-    embeddings: dict[Name, GraphTable | ExternalTable] = {}
+    embeddings: dict[Name, GraphTable | ExternalTable] = field(default_factory=dict)
     stream: Stream = Stream()
     publish: Publish = Publish()
 

@@ -1,0 +1,137 @@
+"""How a learner learns: one value per `algorithm.kind`. See `pipeline/learning/learners.py` for who they are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from pipeline.config.values import Count, Fraction, Name, NonNegative, Positive, Value
+
+Layers = tuple[Count, ...]  # their widths
+Tower = Annotated[Layers, Meta(min_length=1)]
+
+
+class _Algorithm(Value, frozen=True):
+    """What all learners have. Those of networks also: one shared `tower` of the state, a `head` per policy, Adam."""
+
+    gamma: Annotated[float, Meta(ge=0, lt=1)]
+    learning_rate: Positive = 1e-3
+    actor_after: Annotated[int, Meta(ge=0)] = 2_000  # transitions a policy explored, before its actor moves
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 1
+    seeds: Annotated[int, Meta(ge=1, le=64)] = 1  # learners side by side: seed, seed + 1 and so on
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+
+# From a replay ---------------------------------------------------------------------------------------------------
+
+
+class Replaying(_Algorithm, frozen=True):
+    """Learns from transitions of any age, whoever decided them, drawn from the last `replay` of them."""
+
+    batch_size: Count = 256
+    replay: Count = 100_000  # transitions
+    updates_per_transition: NonNegative = 0.25
+
+
+class Ddpg(Replaying, frozen=True, tag_field="kind", tag="ddpg"):
+    """Shared state tower, V, and per policy A and mu. Q = V + A; see `pipeline/learning/ddpg.py`."""
+
+    tower: Tower = (128, 64)
+    head: Layers = (32,)
+    # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
+    advantage: Literal["quadratic", "network"] = "quadratic"
+    tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
+    target: Literal["none"] = "none"
+    actor_learning_rate: Positive = 1e-4
+
+
+class Discretised(Replaying, frozen=True):
+    """Chooses from a grid of actions, see `pipeline/learning/grid.py`; the agent explores around what it chose."""
+
+    levels: Annotated[int, Meta(ge=2, le=512)] = 11  # of each action dimension, beside the baseline
+
+
+class DeepQ(Discretised, frozen=True):
+    """Q of the grid by a network; see `pipeline/learning/dqn.py`."""
+
+    tower: Tower = (128, 64)
+    head: Layers = (32,)
+    loss: Literal["squared", "huber"] = "squared"
+    target: Literal["periodic", "none"] = "periodic"
+    target_period: Count = 200  # updates between copies; of a periodic target
+
+
+class Dqn(DeepQ, frozen=True, tag_field="kind", tag="dqn"):
+    """The target network chooses the next action and values it."""
+
+
+class DoubleDqn(DeepQ, frozen=True, tag_field="kind", tag="double_dqn"):
+    """The online network chooses the next action, the target network values it."""
+
+
+class DuelingDqn(DeepQ, frozen=True, tag_field="kind", tag="dueling_dqn"):
+    """Double DQN whose Q is V + A less the mean of A."""
+
+
+class Cell(Value, frozen=True):
+    """A feature whose values tell cells apart: every one, or for a dense feature the intervals between `cuts`."""
+
+    feature: Name
+    cuts: tuple[float, ...] = ()  # of the normalised value; a value on a cut is below it
+
+
+class QLearning(Discretised, frozen=True, kw_only=True, tag_field="kind", tag="q_learning"):
+    """Q of the grid by a table with a row per cell of the state; see `pipeline/learning/q_learning.py`."""
+
+    cells: Annotated[tuple[Cell, ...], Meta(min_length=1)]
+    rows: Count = 65_536  # as many cells have rows of their own; where there are more, some share a row
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 0.1  # how far Q goes towards its target
+
+
+# On policy -------------------------------------------------------------------------------------------------------
+
+
+class OnPolicy(_Algorithm, frozen=True):
+    """Learns from a policy's pages while they are new, once: `rollout` of them at a time.
+
+    The policy is the agent's: a Gaussian around mu whose spread is configured with the action, not learned.
+    """
+
+    tower: Tower = (128, 64)
+    head: Layers = (32,)
+    rollout: Count = 512  # pages of a policy
+    gae_lambda: Fraction = 0.95
+    actor_learning_rate: Positive = 3e-4
+    tower_trained_by: tuple[Literal["value", "actor"], ...] = ("value", "actor")
+    # in sigmas: pages decided with a mean further than this from what it would be now are left out
+    max_lag: Positive = 1.0
+
+
+class A2c(OnPolicy, frozen=True, tag_field="kind", tag="a2c"):
+    """One step of the policy's gradient per rollout; see `pipeline/learning/a2c.py`."""
+
+    rollout: Count = 128
+
+
+class A3c(OnPolicy, frozen=True, tag_field="kind", tag="a3c"):
+    """A2C by workers with a part of the sessions and parameters of their own; see `pipeline/learning/a3c.py`."""
+
+    rollout: Count = 32  # of a policy and a worker
+    workers: Annotated[int, Meta(ge=1, le=64)] = 4
+
+
+class Ppo(OnPolicy, frozen=True, tag_field="kind", tag="ppo"):
+    """Several epochs over a rollout, with the ratio to the logged density clipped; see `pipeline/learning/ppo.py`."""
+
+    rollout: Count = 2_048
+    epochs: Count = 4
+    minibatches: Count = 8  # of a rollout
+    clip: Annotated[float, Meta(gt=0, lt=1)] = 0.2
+    max_kl: Positive = 0.03  # mean over a minibatch, of the policy from the one that was served: beyond it mu rests
+
+
+Algorithm = Ddpg | Dqn | DoubleDqn | DuelingDqn | QLearning | A2c | A3c | Ppo
