@@ -12,8 +12,8 @@ from msgspec import Struct
 from pageturn.measuring.series import Bins, Quantiles
 from pageturn.traffic_log import AskedPage
 from pipeline.agent.buckets import bucket_table, slot_of
-from pipeline.config.schema import FeatureConfig
-from pipeline.simulation.reactions import user_of_request
+from pipeline.config.schema import Bucket, FeatureConfig
+from pipeline.simulation.reactions import begins_session, user_of_request
 
 UNANSWERED = "no answer"
 _BINS = 400
@@ -36,6 +36,7 @@ class Asked(Struct, frozen=True):
     troubles: dict[str, int]  # of pages without an answer
     learned: int  # pages of buckets of a learned policy, answered or not
     learned_by_policy: int  # of them
+    sessions: dict[str, int]  # that have begun, of simulated users, by their bucket
     wait_ms: Quantiles  # of answered pages, as the caller saw it
     deciders: Deciders
 
@@ -54,6 +55,7 @@ def asked(config: FeatureConfig, pages: Iterable[AskedPage]) -> Asked | None:
     times, waits, who, names = array("q"), array("d"), array("l"), {UNANSWERED: 0}
     troubles: Counter[str] = Counter()
     theirs: Counter[str | None] = Counter()
+    sessions: Counter[str] = Counter()
     for page in pages:
         times.append(page.time_ms)
         waits.append(page.wait_ms)
@@ -62,6 +64,8 @@ def asked(config: FeatureConfig, pages: Iterable[AskedPage]) -> Asked | None:
             troubles[page.trouble or "unknown"] += 1
         if learns.of(page):
             theirs[page.decided_by] += 1
+        if begins_session(page.request_id):
+            sessions[learns.bucket_of(user_of(page) or "").name] += 1
     if not times:
         return None
     when, wait, index = np.array(times), np.array(waits), np.array(who)
@@ -75,6 +79,7 @@ def asked(config: FeatureConfig, pages: Iterable[AskedPage]) -> Asked | None:
         troubles=dict(troubles),
         learned=theirs.total(),
         learned_by_policy=theirs["policy"],
+        sessions=dict(sessions),
         wait_ms=Quantiles.of(wait[answered]),
         deciders=_deciders(names, when, wait, index),
     )
@@ -96,7 +101,10 @@ class Learning:
         return user_id is None or self._config.unit != "user_id" or self.of_user(user_id)
 
     def of_user(self, user_id: str) -> bool:
-        return self._table[slot_of(self._config, user_id)].policy in self._learned
+        return self.bucket_of(user_id).policy in self._learned
+
+    def bucket_of(self, user_id: str) -> Bucket:
+        return self._table[slot_of(self._config, user_id)]
 
 
 def user_of(page: AskedPage) -> str | None:

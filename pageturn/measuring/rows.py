@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pageturn.measuring.accounting import Accounting
 from pageturn.measuring.asked import Asked
-from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, Comparison, Lift
+from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, BucketFigures, Comparison, Lift
 from pageturn.measuring.freshness import Freshness
 from pageturn.measuring.series import Quantiles
 from pageturn.measuring.twins import Twins
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Row = tuple[object, ...]
 TWINS = "the same visits under the baseline (a simulator can tell): those that looked at the feed anyway"
+UNENDED = "sessions without an end, not counted"
 IN_PROGRESS = "A look at a run in progress: where it stops may not be chosen by what is seen."
 
 
@@ -49,7 +50,7 @@ def rows(measures: Measures) -> list[Row]:
         [("updates", measures.updates)] if measures.learning else (),
         [row for policy in measures.versions for row in _versions(policy)],
         [row for policy in measures.freshness for row in _freshness(policy)],
-        _buckets(measures.comparison) if measures.comparison else (),
+        _buckets(measures.comparison, measures.asked) if measures.comparison else (),
         _primary(measures.comparison.primary) if measures.comparison and measures.comparison.primary else (),
         _lifts("other looks at the same users", secondary(measures.comparison)),
         _twins(measures.twins) if measures.twins else (),
@@ -101,10 +102,12 @@ def _freshness(found: Freshness) -> Iterator[Row]:
     yield f"click -> served, {found.policy}", seconds(found.click_s)
 
 
-def _buckets(found: Comparison) -> Iterator[Row]:
+def _buckets(found: Comparison, pages: Asked | None) -> Iterator[Row]:
     yield ("", *(bucket.bucket for bucket in found.buckets))
     yield ("policy", *(bucket.policy for bucket in found.buckets))
     yield ("sessions, of users", *(f"{bucket.whole.sessions}, {bucket.users}" for bucket in found.buckets))
+    if pages and pages.sessions:
+        yield (UNENDED, *(str(unended(bucket, pages)) for bucket in found.buckets))
     for figure in FIGURES:
         yield (figure.title, *(shown(bucket.whole, figure) for bucket in found.buckets))
     yield (f"{REWARD.title}, {SECOND_HALF}", *(shown(bucket.second_half, REWARD) for bucket in found.buckets))
@@ -138,6 +141,11 @@ def estimate_of(summary: Summary, figure: Figure) -> Estimate:
     found = getattr(summary, figure.name)
     assert isinstance(found, Estimate)
     return found
+
+
+def unended(bucket: BucketFigures, pages: Asked) -> int:
+    """Under way, or broken off with the users' process. The longer a session, the likelier it is among them."""
+    return max(0, pages.sessions.get(bucket.bucket, 0) - bucket.whole.sessions)
 
 
 def shown(summary: Summary, figure: Figure) -> str:

@@ -168,7 +168,7 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
 
 
 def _reward_tables(measures: Measures, found: Comparison) -> Iterator[tuple[str, Table]]:
-    yield "Buckets", bucket_table(found)
+    yield "Buckets", bucket_table(found, measures.asked)
     yield "Against the baseline", lift_table(found.lifts)
     if measures.twins:
         warning = f" ({oddity(measures.twins)})" if oddity(measures.twins) else ""

@@ -7,8 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from pageturn.measuring.asked import Asked
 from pageturn.measuring.buckets import PER_VISIT, SECOND_HALF, WHOLE, BucketFigures, Comparison, Lift
-from pageturn.measuring.rows import FIGURES, REWARD, Figure, estimate_of, percent, shown, signed, who
+from pageturn.measuring.rows import FIGURES, REWARD, UNENDED, Figure, estimate_of, percent, shown, signed, unended, who
 from pageturn.report.chart import GREEN, GREY, LEARNED, Chart, Clock, Table, every, faint, figure, lines, short, text
 from pipeline.simulation.outcomes import Estimate
 
@@ -131,13 +132,18 @@ def _reward_table(found: Comparison, clock: Clock) -> Table:
 # Tables ----------------------------------------------------------------------------------------------------------
 
 
-def bucket_table(found: Comparison) -> Table:
+def bucket_table(found: Comparison, pages: Asked | None) -> Table:
     head = ("", *(bucket.bucket for bucket in found.buckets))
     rows: list[tuple[object, ...]] = [
         ("policy", *(bucket.policy for bucket in found.buckets)),
         ("users", *(f"{bucket.users:,}" for bucket in found.buckets)),
         ("visits", *(f"{bucket.whole.visits:,}" for bucket in found.buckets)),
         ("sessions", *(f"{bucket.whole.sessions:,}" for bucket in found.buckets)),
+        *(
+            [(UNENDED, *(f"{unended(bucket, pages):,}" for bucket in found.buckets))]
+            if pages and pages.sessions
+            else []
+        ),
         *((each.title, *(shown(bucket.whole, each) for bucket in found.buckets)) for each in FIGURES),
         *(
             (f"{each.title}, {SECOND_HALF}", *(shown(bucket.second_half, each) for bucket in found.buckets))

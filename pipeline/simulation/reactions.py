@@ -43,6 +43,11 @@ def user_of_request(request_id: str) -> str | None:
     return user_id(int(parts[1])) if len(parts) == 4 and all(part.isdecimal() for part in parts[1:]) else None
 
 
+def begins_session(request_id: str) -> bool:
+    """Whether it is of a first page, as `ids_of` makes them."""
+    return request_id.endswith("-0") and user_of_request(request_id) is not None
+
+
 def candidates(page: Offer) -> tuple[Item, ...]:
     """The candidates of the one session, in no particular order."""
     rows = zip(page.items[:, 0], page.click_score[:, 0], page.pay_score[:, 0], strict=True)

@@ -191,6 +191,7 @@ MISTAKES = {
     # the command line itself
     "no such command": Mistake("strem", "No such command 'strem'. Did you mean 'stream'", USAGE),
     "an option left out": Mistake(f"archive {LOG}", "Missing option '--to'", USAGE),
+    "two ends": Mistake("simulate --minutes 1 --until 2", "expected --minutes or --until, found both", USAGE),
     "a stream of no state": Mistake(f"stream {GOOD} {LOG}", "expected --log and --state; or, for a range", USAGE),
     "no partitions": Mistake(f"stream {GOOD} {LOG} {STATE} --partitions 0", "0 is not in the range x>=1", USAGE),
 }

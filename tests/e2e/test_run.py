@@ -16,6 +16,7 @@ import pytest
 
 from pageturn.run import open_run
 from pageturn.supervisor import PartEvent, read_journal
+from pageturn.traffic_log import read_drives, read_visits
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "feature_configs" / "simulated.yaml"
@@ -98,8 +99,7 @@ def test_a_run_goes_on_where_it_was_stopped(folder: Path) -> None:
     assert [event.status for event in ends] == [0] * len(PARTS)
     pageturn("up", "-d", "--run", str(folder))
     assert pageturn("simulate", "--run", str(folder), "--visits", "20").startswith("20 visits, ")
-    visits = (folder / "traffic" / "visits.jsonl").read_bytes().splitlines()
-    assert len(visits) == 60
+    assert len(list(read_visits(folder / "traffic"))) == 60
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="the kernel is told by setpriv, which is of Linux")
@@ -109,6 +109,14 @@ def test_the_parts_do_not_outlive_their_supervisor(folder: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     await_gone(pids)
     assert "down" in pageturn("status", "--run", str(folder))
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="as above")
+def test_after_that_a_run_goes_on(folder: Path) -> None:
+    pageturn("up", "-d", "--run", str(folder))
+    assert pageturn("simulate", "--run", str(folder), "--visits", "20").startswith("20 visits, ")
+    visits = [(visit.outcome.user_id, visit.outcome.visit) for visit in read_visits(folder / "traffic")]
+    assert len(set(visits)) == len(visits) == 80
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT])
@@ -137,6 +145,8 @@ def test_a_demo_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
     assert numbers["joined"] > numbers["pages"] > 300
     assert numbers["updates"] > 0
     assert min(numbers["versions of rl_a"], numbers["versions of rl_b"]) >= 1
+    assert re.search(r"^ *sessions without an end, not counted +0 +0 +0 *$", said, re.MULTILINE), said
+    assert [drive.unfinished for drive in read_drives(tmp_path / "run" / "traffic")] == [0]
     assert said.endswith(f"Report: {tmp_path / 'run' / 'report' / 'index.html'}\n")
     assert (tmp_path / "run" / "report" / "index.html").stat().st_size > 10_000
     assert open_run(tmp_path / "run").holder is None

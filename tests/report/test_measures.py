@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -75,6 +76,18 @@ def test_one_comparison_carries_the_conclusion(made: Any):
     assert verdict(found).startswith("The learned buckets are ahead of the baseline: +2.50 [")
     assert "+2.50" in verdict(found)
     assert "reward per visit" in verdict(found)
+
+
+def test_sessions_without_an_end_are_told_by_bucket(made: Any):
+    made.visits("control", 1.0, 2.0)
+    made.visits("rl_a", 5.0, None)
+    users = [
+        made.user(bucket).removeprefix("user-") for bucket in ("control", "control", "rl_a", "rl_a", "rl_a", "rl_b")
+    ]
+    requests = [f"sim-7-{user}-0-0" for user in users] + [f"sim-7-{users[0]}-0-1", f"sim-7-{users[0]}-0-10", "r-0"]
+    made.asked(*(AskedPage(made.start_ms, name, 5.0) for name in requests))
+    told = render(rows(measure(made.run)))
+    assert re.search(r"sessions without an end, not counted +0 +2 +1\n", told), told
 
 
 def test_a_policy_that_drives_users_away_is_not_ahead(made: Any):
