@@ -1,0 +1,162 @@
+"""What the units of an epoch say about a policy's bucket as a process: the second tier's decision, with its numbers.
+
+The pages of a fallback belong to the bucket as it is served, so they count here; in the share of pages they must be
+few, or the comparison is not of the policy. (Off-policy evaluation leaves their sessions out: `logged.gather`.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+
+from model_export.evaluation.contrast import Terms, bounds, mismatch, observe
+from model_export.evaluation.sequences import Array, Sums, alpha_of_epoch
+from model_export.evaluation.units import Unit
+from pipeline.config.schema import Certification, FeatureConfig
+
+Conclusion = Literal["certified", "ended", "not_enough"]
+
+_MISMATCH = math.log(1000)  # found by chance in at most one epoch of a thousand
+_LATE = 0.01  # of the pages
+
+
+class Side(Struct, frozen=True):
+    """A bucket's units, plainly."""
+
+    units: int
+    mean: float | None  # reward per unit, cut to the range; None of no units
+    pages: int
+    fallbacks: int
+    cut: int  # units whose reward lay outside the range
+
+
+class Interval(Struct, frozen=True):
+    """Confidence sequence of mean(policy) - (1 + lift) mean(baseline), at the present look. None: infinite."""
+
+    lift: float
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class Evidence(Struct, frozen=True):
+    conclusion: Conclusion
+    reason: str  # what decided, or what is missing
+    epoch: int
+    started_ms: int
+    alpha: float  # that this epoch may spend
+    policy: Side
+    baseline: Side
+    difference: Interval  # lift 0
+    gain: Interval  # certified when this is above zero, too
+    budget: Interval  # ended when this is below zero, too
+    mismatch: float  # log of the evidence that the buckets are not filled as hashed
+    late: int  # pages that came too late to count
+
+
+class Epoch(Struct, frozen=True, omit_defaults=True):
+    """From when on a bucket is judged, and the how manieth time it is judged anew."""
+
+    number: int = 1
+    started_ms: int = 0
+
+
+class Plan(Struct, frozen=True):
+    """What a policy is compared with, and how: settled before an epoch begins."""
+
+    rules: Certification
+    ours: frozenset[str]  # buckets
+    theirs: frozenset[str]
+    share: float  # of the policy's slots in those of both
+
+    @classmethod
+    def of(cls, config: FeatureConfig, policy: str, rules: Certification) -> Plan:
+        learned = config.learned_policies()
+        ours = [bucket for bucket in config.buckets.assign if bucket.policy == policy]
+        theirs = [bucket for bucket in config.buckets.assign if bucket.policy not in learned]
+        a, b = (sum(last - first + 1 for first, last in (bucket.slots for bucket in side)) for side in (ours, theirs))
+        return cls(rules, frozenset(x.name for x in ours), frozenset(x.name for x in theirs), a / (a + b))
+
+
+def evidence(plan: Plan, epoch: Epoch, units: Sequence[Unit], late: int = 0) -> Evidence:
+    """Of all units that have settled since the epoch began, in the order in which they did."""
+    rules, alpha = plan.rules, alpha_of_epoch(plan.rules.alpha, epoch.number)
+    rewards = np.array([unit.reward for unit in units], np.float64)
+    treated = np.array([unit.bucket in plan.ours for unit in units], np.bool_)
+    difference, gain, budget = (
+        _interval(plan, lift, rewards, treated, alpha) for lift in (0.0, rules.certify_above, -rules.budget)
+    )
+    ours, theirs = (_side(rules, [u for u in units if (u.bucket in plan.ours) is side]) for side in (True, False))
+    odd = mismatch(plan.share, ours.units, theirs.units)
+    conclusion, reason = _concluded(rules, ours, theirs, (difference, gain, budget), odd, late)
+    return Evidence(
+        conclusion=conclusion,
+        reason=reason,
+        epoch=epoch.number,
+        started_ms=epoch.started_ms,
+        alpha=alpha,
+        policy=ours,
+        baseline=theirs,
+        difference=difference,
+        gain=gain,
+        budget=budget,
+        mismatch=odd,
+        late=late,
+    )
+
+
+def _concluded(
+    rules: Certification, ours: Side, theirs: Side, found: tuple[Interval, Interval, Interval], odd: float, late: int
+) -> tuple[Conclusion, str]:
+    """A lift of a baseline that earns nothing or less means nothing: hence the difference must say so in any case.
+
+    Trouble with the measurement stands in the way of a certificate, not of an end.
+    """
+    difference, gain, budget = found
+    if _below(difference) and _below(budget):
+        return "ended", "worse"
+    if ours.units == 0 or theirs.units == 0:
+        return "not_enough", "no_units"
+    if odd > _MISMATCH:
+        return "not_enough", "sample_ratio"
+    if late > _LATE * (ours.pages + theirs.pages):
+        return "not_enough", "late_pages"
+    if ours.fallbacks > rules.max_fallback_share * ours.pages:
+        return "not_enough", "fallbacks"
+    if _above(difference) and _above(gain):
+        return "certified", "better"
+    return "not_enough", "interval"
+
+
+def _above(interval: Interval) -> bool:
+    return interval.low is not None and interval.low > 0
+
+
+def _below(interval: Interval) -> bool:
+    return interval.high is not None and interval.high < 0
+
+
+def _interval(plan: Plan, lift: float, rewards: Array, treated: np.ndarray, alpha: float) -> Interval:
+    if not len(rewards):
+        return Interval(lift, None, None, None)
+    terms = Terms(plan.share, *plan.rules.unit_reward, lift)
+    seen = observe(terms, rewards, treated)
+    sums = Sums(*(np.asarray(part) for part in (float(len(rewards)), seen.x.sum(), np.square(seen.x - seen.p).sum())))
+    low, high = bounds(terms, sums, alpha)
+    return Interval(lift, float(seen.x.mean()), float(low), float(high))
+
+
+def _side(rules: Certification, units: Sequence[Unit]) -> Side:
+    low, high = rules.unit_reward
+    rewards = [min(max(unit.reward, low), high) for unit in units]
+    return Side(
+        units=len(units),
+        mean=math.fsum(rewards) / len(units) if units else None,
+        pages=sum(unit.pages for unit in units),
+        fallbacks=sum(unit.fallbacks for unit in units),
+        cut=sum(not low <= unit.reward <= high for unit in units),
+    )

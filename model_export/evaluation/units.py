@@ -1,0 +1,120 @@
+"""From transitions as they come to the units that buckets are compared by. Pure but for its memory.
+
+A unit is what the buckets are hashed by: a user, or a session. It counts once in an epoch, with all that it earned
+within a horizon of its first page there. So it is independent of the others, users who come back less earn less, and
+no session is longer because it had not ended when somebody looked. A unit is settled, and then never changes, once
+everything within its horizon must have been seen; units settle in the order of their first pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import xxhash
+from msgspec import Struct
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.records import DecidedBy, Ending
+
+
+class SeenDecision(Struct, frozen=True, gc=False):
+    decided_by: DecidedBy
+    bucket: str
+
+
+class SeenPage(Struct, frozen=True, gc=False):
+    """As much of a `Transition` as is needed."""
+
+    request_id: str
+    user_id: str
+    session_id: str
+    time_ms: int
+    decision: SeenDecision
+    reward: float
+    ending: Ending | None = None
+
+
+class Unit(Struct, frozen=True, gc=False):
+    """Settled."""
+
+    first_ms: int
+    bucket: str
+    reward: float
+    pages: int
+    fallbacks: int  # of the pages
+
+
+class Window(Struct, frozen=True):
+    """What counts, in milliseconds of event time."""
+
+    start_ms: int  # of the epoch
+    horizon_ms: int
+    delay_ms: int  # by which a transition may come after one of a later page
+    by_user: bool
+    buckets: frozenset[str]
+
+    @classmethod
+    def of(cls, config: FeatureConfig, start_ms: int, horizon_ms: int, buckets: Iterable[str]) -> Window:
+        stream = config.stream
+        longest = max(stream.attribution.click, stream.attribution.order)
+        # the last page of a visit comes out a session gap after its page has settled, others as soon as they have
+        delay_ms = longest + stream.session_gap + stream.lateness + 2 * stream.clock_skew
+        return cls(start_ms, horizon_ms, delay_ms, config.buckets.unit == "user_id", frozenset(buckets))
+
+
+class _Page(NamedTuple):
+    time_ms: int
+    reward: float
+    bucket: str
+    fallback: bool
+
+
+class Units:
+    """Of one epoch."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.late = 0  # pages that came after their unit had settled, or would have
+        self._open: dict[str, dict[str, _Page]] = {}  # by unit, by request
+        self._settled: dict[int, int] = {}  # hash of the unit -> its first page's time
+        self._newest_ms: dict[int, int] = {}  # by partition of the log
+        self._upto_ms = -1  # units with a first page up to here have settled
+
+    def take(self, partition: int, page: SeenPage) -> None:
+        """A transition, as the log has it. One that comes again changes nothing."""
+        self._newest_ms[partition] = max(self._newest_ms.get(partition, 0), page.time_ms)
+        window = self.window
+        if page.time_ms < window.start_ms or page.decision.bucket not in window.buckets:
+            return
+        unit = page.user_id if window.by_user else page.session_id
+        first_ms = self._settled.get(_hash(unit))
+        if first_ms is not None:
+            self.late += first_ms <= page.time_ms < first_ms + window.horizon_ms
+        elif unit not in self._open and page.time_ms <= self._upto_ms:
+            self.late += 1
+        else:
+            fallback = page.decision.decided_by is DecidedBy.FALLBACK
+            seen = _Page(page.time_ms, page.reward, page.decision.bucket, fallback)
+            self._open.setdefault(unit, {}).setdefault(page.request_id, seen)
+
+    def settle(self) -> list[Unit]:
+        """The units that have settled since the last call, in the order of their first pages."""
+        if not self._newest_ms:
+            return []
+        upto_ms = min(self._newest_ms.values()) - self.window.delay_ms - self.window.horizon_ms
+        due = [(min(p.time_ms for p in pages.values()), unit) for unit, pages in self._open.items()]
+        due = sorted((first_ms, unit) for first_ms, unit in due if first_ms <= upto_ms)
+        self._upto_ms = max(self._upto_ms, upto_ms)
+        return [self._close(unit, first_ms) for first_ms, unit in due]
+
+    def _close(self, unit: str, first_ms: int) -> Unit:
+        pages = sorted(self._open.pop(unit).values())
+        self._settled[_hash(unit)] = first_ms
+        counted = [page for page in pages if page.time_ms < first_ms + self.window.horizon_ms]
+        reward = sum(page.reward for page in counted)
+        return Unit(first_ms, counted[0].bucket, reward, len(counted), sum(page.fallback for page in counted))
+
+
+def _hash(unit: str) -> int:
+    return xxhash.xxh3_64_intdigest(unit.encode())
