@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test cluster test-cluster test-flink lint format lock schema protos clean
+.PHONY: demo test cluster test-cluster test-flink lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -42,6 +42,9 @@ lock: $(READY)
 # Files that are generated and committed; tests fail when one is out of date.
 schema: $(READY)
 	$(BIN)/pageturn schema > pipeline/events.schema.json
+
+metrics: $(READY)
+	$(BIN)/python -m pageturn.metrics_table docs/metrics.md
 
 protos: $(READY)
 	$(BIN)/python -m pipeline.serving.build_descriptors

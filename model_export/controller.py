@@ -27,6 +27,8 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.features.stored_vectors import StoredVectors
+from pipeline.monitoring.catalogue import CONTROLLER
+from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.store import KeyValueStore, StoreError
 
 _VECTORS_KEPT = 10_000
@@ -73,6 +75,7 @@ def run_controller(
     vectors: VectorSource | None = None,
     poll_s: float = 0.2,
     on_step: Callable[[str, str], None] | None = None,
+    metrics: Metrics | None = None,
 ) -> Summary:
     """Publish until `stop` is set, or (`until_idle`) until no candidate is left to judge.
 
@@ -102,6 +105,7 @@ def run_controller(
         clock_ms=clock_ms,
         pause=pause,
         on_step=on_step or _log_step,
+        metrics=metrics or Metrics(CONTROLLER),
     )
     summary = Summary()
     try:
@@ -134,7 +138,9 @@ def _named(site: Site, error: Exception) -> PageturnError:
 
 
 def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None:
+    site.metrics.gauge("holds_lease", 0)
     _await_lease(site, until_idle)
+    site.metrics.gauge("holds_lease", 1)
     verdicts = VerdictLog(site.models, site.store, site.prefix)
     state = take_over(site, verdicts)
     while True:
@@ -169,7 +175,22 @@ def _round(
         for step in (_finish, _supersede, _consider):
             state, verdict_count = step(site, verdicts, state, policy, staging, summary)
             judged = judged or verdict_count > 0
+    _show(site, state)
     return tidy(site, verdicts, state, staging), judged
+
+
+def _count(site: Site, summary: Summary, verdict: Verdict) -> None:
+    summary.count(verdict)
+    site.metrics.count("verdicts", policy=verdict.policy, outcome=verdict.outcome, reason=verdict.reason)
+
+
+def _show(site: Site, state: DesiredState) -> None:
+    for name, policy in state.policies.items():
+        stable = policy.pointer.stable
+        for loaded in policy.loaded:
+            if stable is not None and loaded.version == stable.version:
+                site.metrics.gauge("served_version", loaded.version, policy=name)
+                site.metrics.gauge("served_since_timestamp_seconds", loaded.since_ms / 1000, policy=name)
 
 
 def _finish(
@@ -181,7 +202,7 @@ def _finish(
         return state, 0
     _LOG.info("%s candidate %s: going on as version %d", policy, pending.candidate, pending.version)
     state, verdict = resume(site, verdicts, state, policy, staging / policy / pending.candidate)
-    summary.count(verdict)
+    _count(site, summary, verdict)
     return state, 1
 
 
@@ -192,7 +213,7 @@ def _supersede(
     for path in older:
         detail = "a newer candidate was there"
         verdict = Verdict(path.name, policy, "every_version", "superseded", "superseded", detail)
-        summary.count(record(site, verdicts, verdict))
+        _count(site, summary, record(site, verdicts, verdict))
     return state, len(older)
 
 
@@ -206,7 +227,7 @@ def _consider(
             state, verdict = publish(site, verdicts, state, policy, path, verdict)
         else:
             verdict = record(site, verdicts, verdict)
-        summary.count(verdict)
+        _count(site, summary, verdict)
     return state, len(newest)
 
 

@@ -78,6 +78,8 @@ def resume(
             checks = serve_and_probe(site, state.policies[policy].model_name, pending, candidate, policy)
             draft = replace(draft, checks=(*draft.checks, *checks))
             pointer = _flip(site, policy, pending, candidate)
+            waited_s = (site.clock_ms() - candidate.created_ms) / 1000
+            site.metrics.observe("candidate_to_served_seconds", waited_s, policy=policy)
     except NotPublished as why:
         return _withdrawn(site, verdicts, state, policy, why)
     verdict = record(site, verdicts, draft)

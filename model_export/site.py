@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,8 @@ from model_export.lease import Lease
 from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.features.encoder import Encoder
+from pipeline.monitoring.catalogue import CONTROLLER
+from pipeline.monitoring.metrics import Metrics
 from pipeline.serving.client import Prediction, VersionStatus
 from pipeline.stores.store import KeyValueStore
 
@@ -51,6 +53,7 @@ class Site:
     pause: Callable[[], None]  # between two looks at something that takes its time; raises Stopping
     on_step: Callable[[str, str], None]  # (policy, step just done): for logs and traces
     rpc_timeout_s: float = 5.0
+    metrics: Metrics = field(default_factory=lambda: Metrics(CONTROLLER))
 
     @property
     def prefix(self) -> str:

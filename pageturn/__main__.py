@@ -20,6 +20,7 @@ import click
 from pageturn.backfilling import Past, check_past, fill, past_options
 from pageturn.deadletters import deadletters
 from pageturn.local import demo, down, replay, report, simulate, up
+from pageturn.monitor import monitor
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
 from pageturn.operating import counts, status, switch
 from pageturn.options import FOLDER, TARGET, Commands, options, partitions, stop_signal
@@ -100,7 +101,7 @@ def ebnerd(directory: Path, config_path: Path, log_url: str, store_url: str, par
 @options("config")
 @click.option("--log", "log_url", help="Event log: file:///folder.")
 @click.option("--state", type=FOLDER, help="Where the process keeps what it resumes from.")
-@options("until_idle")
+@options("until_idle", "metrics")
 @partitions(1)
 @shard_options
 @engine_options
@@ -110,6 +111,7 @@ def stream(
     log_url: str | None,
     state: Path | None,
     until_idle: bool,
+    metrics_address: str | None,
     partitions: int,
     past: Past,
     engine: Engine,
@@ -124,7 +126,7 @@ def stream(
     from pipeline.config.reading import load_config
 
     check_engine(engine, until_idle, past.asked)
-    check_sharding(sharding, embedded=not engine.is_flink and not past.asked)
+    check_sharding(sharding, not engine.is_flink and not past.asked, metrics_address)
     if past.asked:
         check_past(past, log_url, state, until_idle)
         fill(load_config(config_path), past, log_url, partitions, stop_signal())
@@ -137,7 +139,8 @@ def stream(
         follow(engine, feature_config, log_url, state, partitions, stop)
         return
     _LOG.info("following the events in %s", log_url)
-    done = run_live(Live(config_path, log_url, state, until_idle, partitions), feature_config, sharding, stop)
+    live = Live(config_path, log_url, state, until_idle, partitions, metrics_address)
+    done = run_live(live, feature_config, sharding, stop)
     if done is not None:
         click.echo(render(event_rows(done)))
 
@@ -155,11 +158,21 @@ def archive(log_url: str, until_idle: bool, directory: Path) -> None:
 
 
 @main.command()
-@options("config", "log", "store", "state", "staging", "until_idle")
-def train(config_path: Path, log_url: str, store_url: str, state: Path, staging: Path, until_idle: bool) -> None:
+@options("config", "log", "store", "state", "staging", "until_idle", "metrics")
+def train(
+    config_path: Path,
+    log_url: str,
+    store_url: str,
+    state: Path,
+    staging: Path,
+    until_idle: bool,
+    metrics_address: str | None,
+) -> None:
     """Learn from transitions as they come; write candidates."""
     from pipeline.config.reading import load_config
     from pipeline.features.stored_vectors import StoredVectors
+    from pipeline.monitoring.catalogue import TRAINER
+    from pipeline.monitoring.metrics import Metrics, exposed
     from pipeline.stores.opening import open_store
 
     feature_config, stop = load_config(config_path), stop_signal()
@@ -170,9 +183,12 @@ def train(config_path: Path, log_url: str, store_url: str, state: Path, staging:
         vectors = StoredVectors(store, feature_config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=time.monotonic)
         export = Exporter(feature_config, staging)
         _LOG.info("following the transitions in %s", log_url)
-        done = run_trainer(
-            feature_config, log_url, state, vectors=vectors, export=export, until_idle=until_idle, stop=stop
-        )
+        metrics = Metrics(TRAINER)
+        with exposed(metrics, metrics_address):
+            done = run_trainer(
+                feature_config, log_url, state,
+                vectors=vectors, export=export, until_idle=until_idle, stop=stop, metrics=metrics,
+            )  # fmt: skip
     explored = ", ".join(f"{name} explored {n}" for name, n in done.explored.items()) or "none explored"
     click.echo(f"{done.ingested} transitions ({explored}), {done.updates} updates")
 
@@ -208,7 +224,7 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
 
 
 @main.command()
-@options("config", "store", "staging", "models", "until_idle")
+@options("config", "store", "staging", "models", "until_idle", "metrics")
 @click.option(
     "--server",
     "servers",
@@ -218,11 +234,19 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
     help="HOST:PORT of each model server, or dns:///NAME:PORT for all that have the name at the time.",
 )
 def control(
-    config_path: Path, store_url: str, staging: Path, models: Path, servers: tuple[str, ...], until_idle: bool
+    config_path: Path,
+    store_url: str,
+    staging: Path,
+    models: Path,
+    servers: tuple[str, ...],
+    until_idle: bool,
+    metrics_address: str | None,
 ) -> None:
     """Publish good candidates, and say why others were refused."""
     from model_export.controller import run_controller
     from pipeline.config.reading import load_config
+    from pipeline.monitoring.catalogue import CONTROLLER
+    from pipeline.monitoring.metrics import Metrics, exposed
     from pipeline.serving.fleet import Fleet
     from pipeline.stores.opening import open_store
 
@@ -230,10 +254,12 @@ def control(
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
         fleet = stack.enter_context(closing(Fleet(servers)))
+        metrics = Metrics(CONTROLLER)
+        stack.enter_context(exposed(metrics, metrics_address))
         _LOG.info("following the candidates in %s", staging)
         done = run_controller(
             feature_config, store, fleet, staging, models,
-            holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle,
+            holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle, metrics=metrics,
         )  # fmt: skip
     click.echo(_verdicts(done))
 
@@ -256,7 +282,7 @@ def model_server(models: Path, port: int) -> None:
 
 
 @main.command()
-@options("config", "log", "store")
+@options("config", "log", "store", "metrics")
 @click.option(
     "--server", type=TARGET, required=True, help="HOST:PORT of the model server, or dns:///name:port for several."
 )
@@ -269,6 +295,7 @@ def agent(
     config_path: Path,
     log_url: str,
     store_url: str,
+    metrics_address: str | None,
     server: str,
     host: str,
     port: int,
@@ -282,6 +309,7 @@ def agent(
     from pipeline.config.reading import load_config
     from pipeline.logs.log import EVENTS, ensure_topic
     from pipeline.logs.opening import open_log
+    from pipeline.monitoring.metrics import exposed
     from pipeline.serving.client import ModelServer
     from pipeline.stores.opening import open_store
 
@@ -294,13 +322,14 @@ def agent(
         decider = stack.enter_context(
             Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
         )
+        stack.enter_context(exposed(decider.metrics, metrics_address))
         serve_until(
             stop, decider, port, host=host, drain_s=drain_s,
             started=lambda bound: click.echo(f"deciding pages on {host}:{bound}"),
         )  # fmt: skip
 
 
-for command in (demo, replay, up, down, simulate, report, status, counts, deadletters, switch):
+for command in (demo, replay, up, down, simulate, report, status, counts, deadletters, switch, monitor):
     main.add_command(command)
 
 

@@ -52,6 +52,7 @@ _OPTIONS: dict[str, Any] = {
     "staging": click.option("--staging", type=FOLDER, required=True, help="Where candidates wait to be checked."),
     "models": click.option("--models", type=FOLDER, required=True, help="Model volume that the servers read."),
     "state": click.option("--state", type=FOLDER, required=True, help="Where the process keeps what it resumes from."),
+    "metrics": click.option("--metrics", "metrics_address", help="HOST:PORT for Prometheus [default: none]."),
     "until_idle": click.option("--until-idle", is_flag=True, help="Stop once everything there is has been handled."),
 }
 

@@ -61,8 +61,11 @@ def shard_options(command: Callable[..., None]) -> Callable[..., None]:
     return gathered
 
 
-def check_sharding(sharding: Sharding, embedded: bool) -> None:
+def check_sharding(sharding: Sharding, embedded: bool, metrics_address: str | None) -> None:
     """UsageError for options that do not go together."""
+    if metrics_address and (sharding.shards > 1 or not embedded):
+        message = "--metrics is for one process: start shards with --shard, and ask Flink for its own metrics"
+        raise click.UsageError(message)
     if sharding.asked and not embedded:
         message = "--shards and --shard are for a live stream on the embedded runner: Flink has --parallelism"
         raise click.UsageError(message)
@@ -79,19 +82,24 @@ class Live(NamedTuple):
     state: Path
     until_idle: bool
     partitions: int
+    metrics_address: str | None = None
 
 
 def run_live(live: Live, config: FeatureConfig, sharding: Sharding, stop: threading.Event) -> Counts | None:
     """Follow the events, here or in processes of their own. Counts, where all were handled and can be counted."""
     if sharding.shards > 1:
         return count_events(live.log_url, live.state) if run_shards(sharding.shards, live, stop) else None
+    from pipeline.monitoring.catalogue import STREAM
+    from pipeline.monitoring.metrics import Metrics, exposed
     from pipeline.streaming.run import run_stream  # after the config was checked: Beam takes seconds to load
     from pipeline.streaming.shards import Shard
 
-    return run_stream(
-        config, live.log_url, live.state,
-        until_idle=live.until_idle, partitions=live.partitions, stop=stop, shard=Shard(*sharding.shard),
-    )  # fmt: skip
+    metrics = Metrics(STREAM)
+    with exposed(metrics, live.metrics_address):
+        return run_stream(
+            config, live.log_url, live.state, until_idle=live.until_idle, partitions=live.partitions, stop=stop,
+            shard=Shard(*sharding.shard), metrics=metrics,
+        )  # fmt: skip
 
 
 def run_shards(count: int, live: Live, stop: threading.Event) -> bool:

@@ -21,13 +21,15 @@ from pipeline.durable import exclusive
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.learning.checkpoint import Checkpoints, restore
-from pipeline.learning.metrics import MetricsFile, measured
+from pipeline.learning.metrics import MetricsFile, measured, show
 from pipeline.learning.progress import Progress, check_identity, decode_saved, identity
 from pipeline.learning.rereading import reread
 from pipeline.learning.training import ROUND_SIZE, Training, origins_of
 from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
+from pipeline.monitoring.catalogue import TRAINER
+from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DeadLetter
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Job(NamedTuple):
     stop: threading.Event
     clock_ms: Callable[[], int]
     pace: Pace
+    metrics: Metrics
 
 
 def train(
@@ -67,6 +70,7 @@ def train(
     stop: threading.Event | None = None,
     clock_ms: Callable[[], int] = wall_clock_ms,
     pace: Pace | None = None,
+    metrics: Metrics | None = None,
 ) -> Progress:
     """Learn from the transitions topic until stopped or, with `until_idle`, until all that it holds was learned from.
 
@@ -77,8 +81,9 @@ def train(
     tf.config.experimental.enable_op_determinism()
     with exclusive(work_dir), closing(open_log(log_url)) as log:
         job = Job(
-            config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace()
-        )
+            config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace(),
+            metrics or Metrics(TRAINER),
+        )  # fmt: skip
         run = _Run(job)
         run.follow()
         return run.training.progress
@@ -143,6 +148,7 @@ class _Run:
             self._dead_letters.append(dead_letter)
         if self.training.rounds != rounds:
             self._metrics.append(measured(self.training, self._job.clock_ms()))
+            show(self.training, record.appended_at_ms, self._job.metrics)
         behind = self.training.progress.ingested - (self._durable.ingested if self._durable else 0)
         if behind >= self._job.pace.checkpoint_every:
             self._checkpoint()
@@ -175,6 +181,7 @@ class _Run:
         now = self._job.clock_ms()
         if self._job.export is not None:
             self._job.export(self.training, now)
+            self._job.metrics.count("candidates", len(self._job.config.learned_policies()))
         self.training.progress.exported = self.training.progress.ingested
         self.training.progress.pages.clear()
         self._exported_ms = now
@@ -191,6 +198,7 @@ class _Run:
         self._checkpoints.write(self._number + 1, self.training.learner, state)
         self._number += 1
         self._durable = marks
+        self._job.metrics.gauge("checkpoint_timestamp_seconds", self._job.clock_ms() / 1000)
 
     def _marks(self) -> _Marks:
         progress = self.training.progress

@@ -69,7 +69,6 @@ STREAM = Process(
         Family("records_read", _C, "Records read from the events topic."),
         Family("records_written", _C, "Records written to an output topic.", ("topic",)),
         Family("watermark_timestamp_seconds", _G, "Event time up to which every decision was made."),
-        Family("open_sessions", _G, "Sessions in memory."),
         Family("snapshot_timestamp_seconds", _G, "When the last snapshot was complete."),
         Family("snapshot_seconds", _H, "Time a snapshot took.", (), LONG_SECONDS),
     ),

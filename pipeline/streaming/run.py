@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.logs.files import wall_clock_ms
 from pipeline.logs.log import EVENTS, OUTPUTS, EventLog, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
+from pipeline.monitoring.catalogue import STREAM
+from pipeline.monitoring.metrics import Metrics
 from pipeline.streaming.counts import Counts, count
 from pipeline.streaming.embedded import EmbeddedRunner, Limits
 from pipeline.streaming.job import build
@@ -41,6 +44,7 @@ def run_stream(
     clock_ms: Callable[[], int] = wall_clock_ms,
     limits: Limits = Limits(),  # noqa: B008 (immutable)
     shard: Shard = Shard(),  # noqa: B008
+    metrics: Metrics | None = None,
 ) -> Counts | None:
     """Join the log's events until stopped; None then, since a stop must be quick.
 
@@ -51,7 +55,17 @@ def run_stream(
     home = shard.folder(state_dir)
     with closing(open_log(log_url)) as log, exclusive(home):
         _create_topics(log, partitions, until_idle)
-        follow(config, log, home, until_idle=until_idle, stop=stop, clock_ms=clock_ms, limits=limits, shard=shard)
+        follow(
+            config,
+            log,
+            home,
+            until_idle=until_idle,
+            stop=stop,
+            clock_ms=clock_ms,
+            limits=limits,
+            shard=shard,
+            metrics=metrics,
+        )
         return None if stop.is_set() or shard.count > 1 else count(log, state_dir)
 
 
@@ -65,10 +79,13 @@ def follow(
     clock_ms: Callable[[], int] = wall_clock_ms,
     limits: Limits = Limits(),  # noqa: B008 (immutable)
     shard: Shard = Shard(),  # noqa: B008
+    metrics: Metrics | None = None,
 ) -> None:
     """The same on a log whose topics are there, in a folder that nobody else has."""
     with closing(SnapshotStore(home)) as store:
-        _submit(config, log, store, shard, until_idle, stop, clock_ms, limits).wait_until_finish()
+        _submit(
+            config, log, store, shard, until_idle, stop, clock_ms, limits, metrics or Metrics(STREAM)
+        ).wait_until_finish()
 
 
 def job_of(config: FeatureConfig) -> dict[str, Any]:
@@ -100,6 +117,7 @@ def _submit(
     stop: threading.Event,
     clock_ms: Callable[[], int],
     limits: Limits,
+    metrics: Metrics,
 ) -> PipelineResult:
     """Ready to run. What it goes on from, which is large, is let go of on return."""
     snapshot, job = store.load(), job_of(config)
@@ -112,10 +130,21 @@ def _submit(
     outbox = Outbox(log, OUTPUTS, snapshot.sinks if snapshot else None, None if whole else shard.owns_session)
 
     def save(progress: Progress) -> None:
+        began_s = time.monotonic()
         log.sync()  # the snapshot must not outlive the outputs it takes for written
         store.save(Snapshot(job, progress, outbox.positions()))
+        metrics.observe("snapshot_seconds", time.monotonic() - began_s)
+        _show(progress, outbox, metrics, clock_ms())
 
     runner = EmbeddedRunner(save, resume=progress, until_idle=until_idle, stop=stop, limits=limits)
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([]))
     build(pipeline, Poll(source), beam.ParDo(WriteToOutbox(outbox)), config)
     return pipeline.run()
+
+
+def _show(progress: Progress, outbox: Outbox, metrics: Metrics, now_ms: int) -> None:
+    metrics.gauge("snapshot_timestamp_seconds", now_ms / 1000)
+    metrics.gauge("watermark_timestamp_seconds", progress.watermark_ms / 1000)
+    metrics.count_to("records_read", progress.read)
+    for topic, total in outbox.appended.items():
+        metrics.count_to("records_written", total, topic=topic)

@@ -6,6 +6,7 @@ offsets in the snapshot, and skips those records when they come again, which the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class Outbox:
         self._log, self._topics = log, topics
         self._written = _written(log, topics, since or {}, owns_session)
         self._waiting: dict[str, list[Entry]] = {}
+        self.appended: Counter[str] = Counter()  # records since the start, by topic
 
     def add(self, output: Encoded) -> None:
         if not self._written or not self._was_written(output):
@@ -50,6 +52,7 @@ class Outbox:
     def flush(self) -> None:
         for topic, entries in self._waiting.items():
             self._log.append(topic, entries)
+            self.appended[topic] += len(entries)
         self._waiting = {}
 
     def positions(self) -> Offsets:

@@ -22,6 +22,8 @@ from pipeline.durable import BusyError, StorageError, exclusive
 from pipeline.events import encode
 from pipeline.logs.files import FileLog, _Writer
 from pipeline.logs.log import DEAD_LETTERS, EVENTS, LATE, OUTPUTS, SAMPLES, Entry, LogError, Record
+from pipeline.monitoring.catalogue import STREAM
+from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DeadLetter, FeedbackKind
 from pipeline.streaming import run as run_module
 from pipeline.streaming.counts import Counts, count
@@ -434,3 +436,11 @@ def test_the_job_of_a_config_is_what_its_state_depends_on(config: FeatureConfig)
     assert job["stream.attribution.click"] == 3_000
     assert job["reward.weights.order"] == 1.0
     assert not any(name.startswith("algorithm") for name in job)
+
+
+def test_prometheus_sees_what_was_read_and_written(run: Run) -> None:
+    metrics = Metrics(STREAM)
+    counts = run.stream(metrics=metrics)
+    assert metrics.total("records_read") == counts.read == len(run.entries)
+    assert metrics.total("records_written", topic=SAMPLES) == counts.pages
+    assert metrics.total("watermark_timestamp_seconds") * 1000 >= max(e.appended_at_ms for e in run.entries)

@@ -26,6 +26,8 @@ from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, LogError, Record, has_topic
+from pipeline.monitoring.catalogue import TRAINER
+from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DeadLetter, DecidedBy, Decision
 
 N = 300
@@ -81,6 +83,18 @@ def test_every_transition_is_learned_from_once(config, write, tmp_path: Path) ->
     assert progress.explored == {"p1": 100, "p2": 100}
     again = run(config, url, tmp_path / "work")
     assert again == progress
+
+
+def test_prometheus_sees_what_was_learned_from_and_what_came_of_it(config, write, tmp_path: Path) -> None:
+    metrics = Metrics(TRAINER)
+    progress = run(config, write([*range(N), 7]), tmp_path / "work", metrics=metrics)
+    rounds = N // 64 * 64  # metrics are taken at the end of each
+    assert metrics.total("transitions") == rounds
+    assert metrics.total("updates") == progress.updates
+    assert 0 < metrics.total("explored", policy="p1") <= progress.explored["p1"]
+    assert metrics.total("learning", quantity="q_abs", policy="p2") > 0
+    assert 0 < metrics.total("learning", quantity="action_mean", policy="p1", action="a") < 2
+    assert metrics.total("checkpoint_timestamp_seconds") > 0
 
 
 def test_neither_poll_sizes_nor_checkpoints_nor_candidates_reach_the_weights(

@@ -25,6 +25,8 @@ from pipeline.config.schema import Dense, Publish, ZScore
 from pipeline.features.inputs import config_sha
 from pipeline.features.moments import Moments
 from pipeline.features.snapshot import Snapshot
+from pipeline.monitoring.catalogue import CONTROLLER
+from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.published import Heartbeat, read_heartbeats, write_heartbeat
 from pipeline.stores.sqlite import SqliteStore
 from pipeline.stores.store import StoreError
@@ -59,6 +61,20 @@ def test_only_the_newest_candidate_is_looked_at(world: Any) -> None:
     assert summary.evidence == {"not_enough_evidence": 1}
     verdict = msgspec.json.decode(world.store.get("fd:verdict:rl:000000000050"), type=Verdict)
     assert (verdict.outcome, verdict.evidence) == ("superseded", None)
+
+
+def test_prometheus_sees_verdicts_and_what_is_served_since_when(world: Any) -> None:
+    world.bootstrap()
+    for transitions, bias in ((50, 1.1), (60, 1.2)):
+        world.candidate(transitions, bias=bias)
+    metrics = Metrics(CONTROLLER)
+    world.run(metrics=metrics)
+    assert metrics.total("verdicts", policy="rl", outcome="accepted") == 1
+    assert metrics.total("verdicts", policy="rl", outcome="superseded") == 1
+    [served] = [x for x in world.desired().policies["rl"].loaded if x.version == world.pointer().stable.version]
+    assert metrics.total("served_version", policy="rl") == served.version == 2
+    assert metrics.total("served_since_timestamp_seconds", policy="rl") == served.since_ms / 1000
+    assert metrics.total("holds_lease") == 1
 
 
 def test_a_verdict_names_every_check_and_what_it_was_compared_with(world: Any) -> None:
