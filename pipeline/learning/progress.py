@@ -23,6 +23,7 @@ class Progress(Struct, forbid_unknown_fields=True):
     explored: dict[str, int] = field(default_factory=dict)  # transitions that a learned policy decided itself
     pages: dict[str, dict[str, int]] = field(default_factory=dict)  # policy -> decided_by, since the last candidate
     reward_abs_max: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)  # ingested, but not learned from, by reason
     owed: float = 0.0  # updates, a fraction of one
     updates: int = 0
     exported: int = 0  # `ingested` at the last candidate
@@ -49,6 +50,9 @@ class Progress(Struct, forbid_unknown_fields=True):
     def refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def leave_out(self, reason: str, pages: int = 1) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + pages
+
 
 class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     """A checkpoint beside its weights. Arrays are little-endian bytes."""
@@ -61,9 +65,10 @@ class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     statistics: bytes
     snapshot: bytes
     recent: bytes  # uint64
-    partitions: bytes  # int32, int64: where the rows of the replay came from, oldest first
+    partitions: bytes  # int32, int64: where the rows came from that there are to learn from, oldest first
     offsets: bytes
-    rows: int  # put into the replay so far
+    rows: int  # taken in so far, to learn from
+    spent: bytes = b""  # bool: rows that are held though nothing more is learned from them
 
 
 FORMAT, FORMAT_VERSION = "pageturn-trainer", 1

@@ -20,17 +20,16 @@ from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
 from pipeline.learning.errors import DivergenceError
+from pipeline.learning.feeding import Feeding, Losses, ReplayFeeding
 from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_transition, to_example
-from pipeline.learning.learner import Batch
 from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
-from pipeline.learning.replay import Origins, RecentIds, Replay, Sampled
+from pipeline.learning.replay import Origins, RecentIds
 from pipeline.logs.log import TRANSITIONS, Record
 from pipeline.records import DeadLetter, State
 
 ROUND_SIZE = 64
 RECENT_IDS = 131_072
-_UPDATES_AT_ONCE = 16  # whose rows are encoded together; a matter of memory and speed
 _STATES_PER_PROBE = 16
 _SLACK = 2.0  # of the bound on |Q|: approximation may overshoot it, divergence leaves it behind
 
@@ -52,7 +51,7 @@ class Training:
         self.snapshot = Snapshot.initial(config)
         self.progress = Progress()
         self.losses: Metrics = {}  # of the last round with updates
-        self.replay = Replay(config.algorithm.replay, encoder.prepared_dtype, len(config.action))
+        self.feeding: Feeding = ReplayFeeding(config, encoder, round_size)
         self._statistics = Statistics(config)
         self._recent = RecentIds(RECENT_IDS)
         self._policies = config.learned_policies()
@@ -83,7 +82,9 @@ class Training:
             self.progress.count_page(transition.decision)
             return None
         self._statistics.update(example.rows[:1])
-        self._remember(example, record)
+        why = self._remember(example, record)
+        if why is not None:
+            self.progress.leave_out(why)
         self.progress.count(transition)
         if self.progress.ingested % self.round_size == 0:
             self._round()
@@ -94,62 +95,32 @@ class Training:
         where = f"{TRANSITIONS}/{record.partition}:{record.offset}"
         return DeadLetter(where, why.reason, why.detail, record.appended_at_ms, record.key, record.payload)
 
-    def _remember(self, example: Example, record: Record) -> None:
-        self.replay.add(example, record.partition, record.offset)
+    def _remember(self, example: Example, record: Record, spent: bool = False) -> str | None:
         self._states[example.by_baseline].append(example.transition.state)
+        return self.feeding.add(example, record.partition, record.offset, spent)
 
     # Learning --------------------------------------------------------------------------------------------------------
 
     def _round(self) -> None:
         self.snapshot = self._statistics.freeze()
-        algorithm = self.config.algorithm
-        if len(self.replay) < algorithm.batch_size:
-            return
-        self.progress.owed += self.round_size * algorithm.updates_per_transition
-        owed = int(self.progress.owed)
-        self.progress.owed -= owed
-        history = [losses for start in range(0, owed, _UPDATES_AT_ONCE) for losses in self._updates(start, owed)]
+        explored, enough = self.progress.explored, self.config.algorithm.actor_after
+        active = np.array([explored.get(policy, 0) >= enough for policy in self._policies])
+        history = self.feeding.learn(self.learner, self.snapshot, self.progress, active)
         if history:
-            self.losses = self._summary(history)
+            self.losses = {**self.losses, **self._summary(history)}
 
-    def _updates(self, start: int, owed: int) -> list[dict[str, np.ndarray]]:
-        count = min(_UPDATES_AT_ONCE, owed - start)
-        batches = self._batches(count)
-        active = np.array(
-            [self.progress.explored.get(p, 0) >= self.config.algorithm.actor_after for p in self._policies]
-        )
-        losses = [self.learner.step(batch, active) for batch in batches]
-        self.progress.updates += count
-        return [{name: x.numpy() for name, x in each.items()} for each in losses]
-
-    def _batches(self, count: int) -> list[Batch]:
-        """For every seed rows of its own: those that it would learn from if it were alone."""
-        algorithm = self.config.algorithm
-        seeds, size = algorithm.all_seeds, algorithm.batch_size
-        drawn = [self._sample(seed, count * size) for seed in seeds]
-        state, next_state, *columns = (np.concatenate(column) for column in zip(*drawn, strict=True))
-        inputs = [self.encoder.finish(rows, self.snapshot) for rows in (state, next_state)]
-        shape = (len(seeds), count, size)
-        states = [{name: x.reshape(*shape, *x.shape[1:]) for name, x in each.items()} for each in inputs]
-        scalars = [x.reshape(*shape, *x.shape[1:]) for x in columns]
-        return [
-            Batch(*({name: x[:, i] for name, x in each.items()} for each in states), *(x[:, i] for x in scalars))
-            for i in range(count)
-        ]
-
-    def _sample(self, seed: int, rows: int) -> Sampled:
-        return self.replay.sample(np.random.default_rng([seed % 2**64, self.progress.updates]), rows)
-
-    def _summary(self, history: list[dict[str, np.ndarray]]) -> Metrics:
+    def _summary(self, history: list[Losses]) -> Metrics:
         """Means over the updates of a round, of the chosen seed. Raises DivergenceError where one is not finite."""
-        means = {name: np.mean([each[name] for each in history], axis=0) for name in history[0]}
+        names = dict.fromkeys(name for each in history for name in each)
+        means = {name: np.mean([each[name] for each in history if name in each], axis=0) for name in names}
         if not all(np.isfinite(mean).all() for mean in means.values()):
             msg = f"losses are no longer finite at update {self.progress.updates}: lower the learning rates"
             raise DivergenceError(msg)
         metrics: Metrics = {}
         for name, mean in means.items():
             metrics |= dict(self._named(name, mean[self.chosen]))
-        metrics["diverged"] = float(means["q_abs"].max(initial=0.0) > self.q_bound)
+        sizes = [mean.max(initial=0.0) for name, mean in means.items() if name.split("/")[0] == "q_abs"]
+        metrics["diverged"] = float(max(sizes, default=0.0) > self.q_bound)
         return metrics
 
     def _named(self, name: str, mean: np.ndarray) -> Iterator[tuple[str, float]]:
@@ -195,7 +166,7 @@ class Training:
         return Probing(tuple(states[i] for i in picks), covered)
 
     def saved(self) -> Saved:
-        origins = self.replay.origins()
+        held = self.feeding.held()
         return Saved(
             format=FORMAT,
             format_version=FORMAT_VERSION,
@@ -205,9 +176,10 @@ class Training:
             statistics=self._statistics.to_bytes(),
             snapshot=self.snapshot.to_bytes(),
             recent=self._recent.hashes().astype("<u8").tobytes(),
-            partitions=origins.partitions.astype("<i4").tobytes(),
-            offsets=origins.offsets.astype("<i8").tobytes(),
-            rows=self.replay.added,
+            partitions=held.origins.partitions.astype("<i4").tobytes(),
+            offsets=held.origins.offsets.astype("<i8").tobytes(),
+            spent=held.spent.tobytes(),
+            rows=held.rows,
         )
 
     def resume(self, saved: Saved, rows: Iterable[Record | None]) -> int:
@@ -221,20 +193,21 @@ class Training:
         self.snapshot = Snapshot.from_bytes(saved.snapshot, self.config)
         self._recent = RecentIds(RECENT_IDS, np.frombuffer(saved.recent, "<u8"))
         expected = len(origins_of(saved).offsets)
-        self.replay.start_at(saved.rows - expected)
-        found = sum(self._put_back(record) for record in rows)
+        spent = np.frombuffer(saved.spent, bool) if saved.spent else np.zeros(expected, bool)
+        self.feeding.start_at(saved.rows - expected)
+        found = sum(self._put_back(record, bool(old)) for record, old in zip(rows, spent, strict=True))
         if found < expected:
-            self.replay.keep_last(found)
+            self.feeding.keep_last(found)
         return expected - found
 
-    def _put_back(self, record: Record | None) -> bool:
+    def _put_back(self, record: Record | None, spent: bool) -> bool:
         transition = Unusable("gone", "") if record is None else read_transition(record.payload)
         if isinstance(transition, Unusable):
             return False
         example = to_example(transition, self.config, self.encoder)
         if isinstance(example, Unusable):
             return False
-        self._remember(example, record)
+        self._remember(example, record, spent)
         return True
 
 

@@ -1,0 +1,105 @@
+"""What a learner is fed with, and when: the strategy between ingestion and the learner's steps.
+
+A feeding depends on the order of transitions only. What it holds is not checkpointed: rows are read again from the log,
+from where `held` says they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.config.schema import FeatureConfig
+from pipeline.features.encoder import Encoder
+from pipeline.features.snapshot import Snapshot
+from pipeline.learning.ingestion import Example
+from pipeline.learning.learner import Batch, Learner
+from pipeline.learning.progress import Progress
+from pipeline.learning.replay import Origins, Replay, Sampled
+
+_UPDATES_AT_ONCE = 16  # whose rows are encoded together; a matter of memory and speed
+
+Losses = Mapping[str, np.ndarray]  # [S], [S, K] or [S, K, N] by the name it is logged under
+
+
+class Held(NamedTuple):
+    origins: Origins
+    spent: np.ndarray  # bool: held as a source of probes only, nothing more is learned from it
+    rows: int  # taken in so far
+
+
+class Feeding(Protocol):
+    def __len__(self) -> int:
+        """How many rows it has to learn from."""
+
+    def add(self, example: Example, partition: int, offset: int, spent: bool = False) -> str | None:
+        """Take a row in, for the first time or again after a restart. Returns why it will not be learned from."""
+
+    def learn(self, learner: Learner, snapshot: Snapshot, progress: Progress, active: np.ndarray) -> list[Losses]:
+        """What is due after a round of transitions; counts into `progress`. Returns the losses of each update."""
+
+    def held(self) -> Held: ...
+
+    def start_at(self, rows: int) -> None:
+        """Before rows are put back: that many were taken in before the first of them."""
+
+    def keep_last(self, n: int) -> None:
+        """After rows were put back and only n were found: start over with these."""
+
+
+class ReplayFeeding:
+    """Updates are owed for each transition, on rows of any age drawn from a replay."""
+
+    def __init__(self, config: FeatureConfig, encoder: Encoder, round_size: int) -> None:
+        self._algorithm, self._encoder, self._round_size = config.algorithm, encoder, round_size
+        self._replay = Replay(config.algorithm.replay, encoder.prepared_dtype, len(config.action))
+
+    def __len__(self) -> int:
+        return len(self._replay)
+
+    def add(self, example: Example, partition: int, offset: int, spent: bool = False) -> str | None:
+        self._replay.add(example, partition, offset)
+        return None
+
+    def learn(self, learner: Learner, snapshot: Snapshot, progress: Progress, active: np.ndarray) -> list[Losses]:
+        if len(self._replay) < self._algorithm.batch_size:
+            return []
+        progress.owed += self._round_size * self._algorithm.updates_per_transition
+        owed = int(progress.owed)
+        progress.owed -= owed
+        history: list[Losses] = []
+        for start in range(0, owed, _UPDATES_AT_ONCE):
+            batches = self._batches(min(_UPDATES_AT_ONCE, owed - start), snapshot, progress.updates)
+            losses = [learner.step(batch, active) for batch in batches]
+            progress.updates += len(batches)
+            history += [{name: x.numpy() for name, x in each.items()} for each in losses]
+        return history
+
+    def _batches(self, count: int, snapshot: Snapshot, number: int) -> list[Batch]:
+        """For every seed rows of its own: those that it would learn from if it were alone."""
+        seeds, size = self._algorithm.all_seeds, self._algorithm.batch_size
+        drawn = [self._sample(seed, number, count * size) for seed in seeds]
+        state, next_state, *columns = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        inputs = [self._encoder.finish(rows, snapshot) for rows in (state, next_state)]
+        shape = (len(seeds), count, size)
+        states = [{name: x.reshape(*shape, *x.shape[1:]) for name, x in each.items()} for each in inputs]
+        scalars = [x.reshape(*shape, *x.shape[1:]) for x in columns]
+        return [
+            Batch(*({name: x[:, i] for name, x in each.items()} for each in states), *(x[:, i] for x in scalars))
+            for i in range(count)
+        ]
+
+    def _sample(self, seed: int, number: int, rows: int) -> Sampled:
+        return self._replay.sample(np.random.default_rng([seed % 2**64, number]), rows)
+
+    def held(self) -> Held:
+        origins = self._replay.origins()
+        return Held(origins, np.zeros(len(origins.offsets), bool), self._replay.added)
+
+    def start_at(self, rows: int) -> None:
+        self._replay.start_at(rows)
+
+    def keep_last(self, n: int) -> None:
+        self._replay.keep_last(n)
