@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test cluster test-cluster test-flink lint format lock schema metrics protos clean
+.PHONY: demo test cluster test-cluster test-flink bench-stream lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -24,6 +24,10 @@ test-cluster: $(READY) cluster
 # The stream on Flink is young: its tests are not part of what every change has to pass yet.
 test-flink: $(READY) cluster
 	$(BIN)/python -m pytest -m cluster --timeout 900 tests/cluster/test_flink.py $(PYTEST_ARGS)
+
+# Prints the table and keeps its figures. On a machine that does nothing else: ten minutes.
+bench-stream: $(READY)
+	$(BIN)/python -m benchmarks.stream --json benchmarks/results/stream.json
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

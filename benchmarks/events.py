@@ -25,11 +25,11 @@ from pipeline.simulation.params import World
 from pipeline.simulation.traffic import Flow, Traffic, VirtualClock
 
 START_MS = 1_700_000_000_000
-_TRANSPORT_MS = 20
 _LATE, _MALFORMED = 0.01, 0.001  # shares of events
+USERS_OWN_TIME = Flow(visits_per_s=20.0, pace=1.0, disordered=0.1, disorder_ms=4_000, duplicated=0.05)
 
 
-def stream_config(stream: Stream) -> FeatureConfig:
+def _config(stream: Stream) -> FeatureConfig:
     world = World()
     return FeatureConfig(
         schema_version=1,
@@ -46,24 +46,23 @@ def stream_config(stream: Stream) -> FeatureConfig:
     )
 
 
-MINUTES = stream_config(  # windows of the length that a feed has
+MINUTES = _config(  # windows of the length that a feed has
     Stream(attribution=Attribution(click=600_000, order=1_800_000), lateness=5_000, session_gap=1_800_000)
 )
 
 
-def simulated(visits: int, seed: int = 1, visits_per_s: float = 20.0) -> list[Entry]:
-    """Entries in the order of their stamps, keyed by session. Users take their own time."""
+def simulated(visits: int, flow: Flow = USERS_OWN_TIME, late_ms: int = 3_600_000) -> list[Entry]:
+    """Entries in the order of their stamps, keyed by session; `late_ms`: late ones come by up to this."""
     clock = VirtualClock(START_MS)
     sent: list[tuple[int, Event]] = []
     size = World().params.page_size
 
     def decide(request: PageRequest) -> Sequence[int]:
-        sent.append((request.time_ms + _TRANSPORT_MS, _impression(request, size)))
+        sent.append((request.time_ms + flow.transport_ms, _impression(request, size)))
         return range(len(request.items))
 
-    flow = Flow(seed=seed, visits_per_s=visits_per_s, pace=1.0, disordered=0.1, disorder_ms=4_000, duplicated=0.05)
     Traffic(World(), flow, decide, lambda event: sent.append((clock.now_ms(), event)), clock).run(visits)
-    return sorted(_entries(sent, random.Random(seed)), key=_stamp)
+    return sorted(_entries(sent, random.Random(flow.seed), late_ms), key=_stamp)
 
 
 def _impression(request: PageRequest, size: int) -> Impression:
@@ -76,13 +75,13 @@ def _impression(request: PageRequest, size: int) -> Impression:
     )  # fmt: skip
 
 
-def _entries(sent: list[tuple[int, Event]], rng: random.Random) -> Iterator[Entry]:
+def _entries(sent: list[tuple[int, Event]], rng: random.Random, late_ms: int) -> Iterator[Entry]:
     for stamp, event in sent:
         payload = encode(event)
         if rng.random() < _MALFORMED:
             yield Entry(event.session_id, payload[:-9], stamp)
         elif isinstance(event, Feedback) and rng.random() < _LATE:
-            yield Entry(event.session_id, payload, stamp + rng.randrange(3_600_000))
+            yield Entry(event.session_id, payload, stamp + rng.randrange(late_ms))
         else:
             yield Entry(event.session_id, payload, stamp)
 

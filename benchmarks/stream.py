@@ -3,7 +3,8 @@
     python -m benchmarks.stream [--visits 3000] [--repeats 5] [--only NAME ...] [--json FILE]
 
 All read the same log of simulated traffic (twice, disordered, late, malformed) from files and write their outputs to
-files, and must write the same. They take turns, so that what else the machine does meets all alike.
+files, and must write the same. They take turns, so that what else the machine does meets all alike. Another engine is
+another row of CONTENDERS.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class Row(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True):
+    measured_on: str  # date
+    beam: str  # version
     events: int
     bytes_per_event: float
     outputs: dict[str, int]  # by topic
@@ -134,12 +137,14 @@ def measure(
                 speeds[name].append(events / cpu_s)
                 say(f"  {repeat + 1}/{repeats} {name}: {events / cpu_s:,.0f} events per CPU-second")
                 _check_same(name, expected, found)
-    return Result(events, size, sizes, tuple(_row(name, speeds) for name in contenders))
+    today, rows = time.strftime("%Y-%m-%d", time.gmtime()), tuple(_row(name, speeds) for name in contenders)
+    return Result(today, beam.__version__, events, round(size, 1), sizes, rows)
 
 
 def _row(name: str, speeds: dict[str, list[float]]) -> Row:
     pairs = zip(speeds[name], speeds.get(YARDSTICK, ()), strict=False)
-    return Row(name, tuple(speeds[name]), tuple(own / plain for own, plain in pairs))
+    ratios = tuple(round(own / plain, 4) for own, plain in pairs)
+    return Row(name, tuple(round(speed, 1) for speed in speeds[name]), ratios)
 
 
 def _check_same(name: str, expected: dict[str, str], found: dict[str, str]) -> None:
@@ -217,8 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := set(names) - set(CONTENDERS):
             message = f"--only: expected one of {', '.join(CONTENDERS)}; found {', '.join(sorted(unknown))}"
             raise BenchmarkError(message)
-        say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-        result = measure(options.visits, options.repeats, {name: CONTENDERS[name] for name in names}, say)
+        result = measure(options.visits, options.repeats, {name: CONTENDERS[name] for name in names}, _say)
     except PageturnError as error:
         print(error, file=sys.stderr)
         return 1
@@ -226,6 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
