@@ -32,7 +32,7 @@ from pipeline.logs.log import (
 from pipeline.logs.opening import open_log
 from pipeline.monitoring.catalogue import MONITOR
 from pipeline.monitoring.metrics import Metrics, exposed
-from pipeline.records import DeadLetter, Episode, FeedbackKind, Page, SetAside, Transition
+from pipeline.records import DeadLetter, Decision, Episode, FeedbackKind, Page, SetAside, Transition
 
 _BATCH = 1_000  # records of a partition at once
 _PAUSE_S = 0.5  # between two looks at a log that has nothing new
@@ -130,11 +130,15 @@ def _page(page: Page, metrics: Metrics) -> None:
 
 
 def _transition(transition: Transition, record: Record, metrics: Metrics) -> None:
-    bucket = transition.decision.bucket
-    metrics.count("transitions", bucket=bucket)
-    metrics.add("reward", transition.reward, bucket=bucket)
+    whose = _whose(transition.decision)
+    metrics.count("transitions", **whose)
+    metrics.add("reward", transition.reward, **whose)
     metrics.observe("join_seconds", (record.appended_at_ms - transition.time_ms) / 1000)
 
 
 def _visit(episode: Episode, metrics: Metrics) -> None:
-    metrics.count("visits", bucket=episode.steps[0].decision.bucket, ending=episode.ending.value)
+    metrics.count("visits", **_whose(episode.steps[0].decision), ending=episode.ending.value)
+
+
+def _whose(decision: Decision) -> dict[str, str]:
+    return {"bucket": decision.bucket, "decided_by": decision.decided_by.value}
