@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,82 +12,111 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.portability.api import beam_provision_api_pb2 as provision
 from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
+from apache_beam.runners.worker import statecache
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from pipeline.config.schema import FeatureConfig
-from pipeline.logs.files import FileLog
+from pipeline.logs.files import FileLog, partition_of
 from pipeline.logs.log import EVENTS, Entry
 from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.flink import launch
 from pipeline.streaming.flink.options import Settings, pipeline_options
-from pipeline.streaming.flink.source import Pace, ReadPartition
-from pipeline.streaming.flink.worker import environment
+from pipeline.streaming.flink.source import Pace, ReadLog, ReadPartitions
+from pipeline.streaming.flink.worker import environment, weight
 
 LATENESS_MS, SKEW_MS = 100, 10
 BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
 
 
 class Source:
-    """A partition being read, one call after another, each going on from what the one before deferred."""
+    """Partitions being read, one call after another, each going on from what the one before deferred."""
 
-    def __init__(self, log: FileLog, url: str, now_ms: int, pace: Pace) -> None:
+    def __init__(self, log: FileLog, url: str, now_ms: int, partitions: int) -> None:
         self.log, self.now_ms = log, now_ms
-        self.read = ReadPartition(url, LATENESS_MS, SKEW_MS, pace, lambda: self.now_ms)
+        pace = Pace(records_per_element=2, records_per_call=4, call_s=0, step_s=0)
+        self.read = ReadPartitions(url, [range(partitions)], LATENESS_MS, SKEW_MS, pace, lambda: self.now_ms)
         self.read.setup()
         self.rest, self.watermark = self.read.initial_restriction(0), ManualWatermarkEstimator(None)
 
-    def call(self) -> list[tuple[int, list[int]]]:
-        """(timestamp, offsets of the records) of each element."""
+    def call(self) -> list[tuple[int, list[tuple[int, int]]]]:
+        """(timestamp, partition and offset of the records) of each element."""
         tracker = ThreadsafeRestrictionTracker(self.read.create_tracker(self.rest))
         elements = list(self.read.process(0, RestrictionTrackerView(tracker), self.watermark))
         (deferred, _) = tracker.deferred_status()
         tracker.check_done()
         coder = self.read.restriction_coder()
         self.rest = coder.decode(coder.encode(deferred))
-        return [(e.timestamp.micros // 1000, [record.offset for record in e.value]) for e in elements]
+        return [(e.timestamp.micros // 1000, [(r.partition, r.offset) for r in e.value]) for e in elements]
 
     @property
-    def reached(self) -> tuple[int, int]:
-        """The next offset, and the watermark."""
-        return self.rest.start, self.watermark.current_watermark().micros // 1000
+    def reached(self) -> tuple[dict[int, int], int]:
+        """The next offsets, and the watermark."""
+        return self.rest, self.watermark.current_watermark().micros // 1000
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> FileLog:
-    log = FileLog(tmp_path / "log")
-    log.create(EVENTS, 1)
-    return log
+def make_source(tmp_path: Path) -> Callable[[int], Source]:
+    def make(partitions: int) -> Source:
+        log = FileLog(tmp_path / "log")
+        log.create(EVENTS, partitions)
+        return Source(log, (tmp_path / "log").as_uri(), 5_000, partitions)
+
+    return make
 
 
 @pytest.fixture
-def source(log: FileLog, tmp_path: Path) -> Source:
-    return Source(log, (tmp_path / "log").as_uri(), 5_000, Pace(2, 4, idle_wait_s=0, step_s=0))
+def source(make_source: Callable[[int], Source]) -> Source:
+    return make_source(1)
 
 
-def append(log: FileLog, *stamps: int) -> None:
-    log.append(EVENTS, [Entry("k", b"{}", stamp) for stamp in stamps])
+def append(log: FileLog, *stamps: int, key: str = "k") -> None:
+    log.append(EVENTS, [Entry(key, b"{}", stamp) for stamp in stamps])
 
 
 def test_an_empty_log_is_as_far_as_the_clock(source: Source) -> None:
     assert source.call() == []
-    assert source.reached == (0, 5_000 - SKEW_MS - LATENESS_MS)
+    assert source.reached == ({0: 0}, 5_000 - SKEW_MS - LATENESS_MS)
 
 
 def test_a_call_reads_a_bounded_share_and_the_watermark_trails_its_last_stamp(source: Source) -> None:
     append(source.log, 1_000, 2_000, 3_000, 3_001, 4_000)
-    assert source.call() == [(BEGINNING_MS, [0, 1]), (2_000 - LATENESS_MS, [2, 3])]  # at the watermark before them
-    assert source.reached == (4, 3_001 - LATENESS_MS)
-    assert source.call() == [(3_001 - LATENESS_MS, [4])]
-    assert source.reached == (5, 5_000 - SKEW_MS - LATENESS_MS)
+    assert source.call() == [(BEGINNING_MS, [(0, 0), (0, 1)])]  # no time is left for more
+    assert source.reached == ({0: 2}, 2_000 - LATENESS_MS)
+    assert source.call() == [(2_000 - LATENESS_MS, [(0, 2), (0, 3)])]  # at the watermark before them
+    assert source.reached == ({0: 4}, 3_001 - LATENESS_MS)
+    assert source.call() == [(3_001 - LATENESS_MS, [(0, 4)])]
+    assert source.reached == ({0: 5}, 5_000 - SKEW_MS - LATENESS_MS)
+
+
+def test_a_call_goes_on_for_its_time_and_ends_when_it_has_its_share(source: Source) -> None:
+    append(source.log, *range(1_000, 1_009))
+    source.read._pace = source.read._pace._replace(call_s=3_600.0)
+    assert [len(offsets) for _, offsets in source.call()] == [2, 2]
+    assert source.reached[0] == {0: 4}
+
+
+def test_the_watermark_is_that_of_the_partition_that_is_least_far(make_source: Callable[[int], Source]) -> None:
+    source = make_source(2)
+    keys = {partition_of(key, 2): key for key in "abcdefgh"}
+    append(source.log, 1_000, 2_000, 3_000, key=keys[0])
+    append(source.log, 1_500, 1_600, 1_700, key=keys[1])
+    assert [offsets for _, offsets in source.call()] == [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
+    assert source.reached == ({0: 2, 1: 2}, 1_600 - LATENESS_MS)
+    source.call()
+    assert source.reached == ({0: 3, 1: 3}, 5_000 - SKEW_MS - LATENESS_MS)
+    append(source.log, 6_000, 6_001, 6_002, key=keys[1])
+    source.now_ms = 5_500
+    source.call()
+    assert source.reached == ({0: 3, 1: 5}, 5_500 - SKEW_MS - LATENESS_MS)  # one may be idle, the other not
 
 
 def test_a_partition_with_stamps_ahead_of_the_clock_is_as_far_as_they_are(source: Source) -> None:
     append(source.log, 9_000)
     source.call()
-    assert source.reached == (1, 9_000 - LATENESS_MS)
+    assert source.reached == ({0: 1}, 9_000 - LATENESS_MS)
     source.now_ms = 6_000
     source.call()
-    assert source.reached == (1, 9_000 - LATENESS_MS)  # never backwards
+    assert source.reached == ({0: 1}, 9_000 - LATENESS_MS)  # never backwards
 
 
 def test_an_idle_partition_goes_with_the_clock(source: Source) -> None:
@@ -94,7 +124,14 @@ def test_an_idle_partition_goes_with_the_clock(source: Source) -> None:
     source.call()
     source.now_ms = 60_000
     assert source.call() == []
-    assert source.reached == (1, 60_000 - SKEW_MS - LATENESS_MS)
+    assert source.reached == ({0: 1}, 60_000 - SKEW_MS - LATENESS_MS)
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 9])
+def test_each_partition_has_one_reader(tmp_path: Path, readers: int) -> None:
+    shares = ReadLog((tmp_path / "log").as_uri(), 5, readers, 0, 0)._read._shares
+    assert len(shares) == min(readers, 5)
+    assert sorted(partition for share in shares for partition in share) == list(range(5))
 
 
 def test_the_worker_gets_what_beams_main_program_reads() -> None:
@@ -107,6 +144,15 @@ def test_the_worker_gets_what_beams_main_program_reads() -> None:
     assert variables["RUNNER_CAPABILITIES"] == "a b"
     assert msgspec.json.decode(variables["PIPELINE_OPTIONS"]) == {"beam:option:streaming:v1": True}
     assert "STATUS_API_SERVICE_DESCRIPTOR" not in variables
+
+
+def test_the_cache_of_state_counts_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statecache, "get_deep_size", weight)
+    cache = statecache.StateCache(3 * weight(["session"]))
+    for key in "abcd":
+        cache.put((key, b"token"), [])
+        cache.put((key, b"token"), ["session"])
+    assert [cache.peek((key, b"token")) for key in "abcd"] == [None, ["session"], ["session"], ["session"]]
 
 
 def test_a_job_goes_on_from_the_newest_complete_state(tmp_path: Path) -> None:

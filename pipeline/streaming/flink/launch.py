@@ -29,7 +29,7 @@ from pipeline.logs.log import EVENTS, OUTPUTS, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.flink.options import Settings, pipeline_options
-from pipeline.streaming.flink.rest import ENDED, FlinkError, Rest
+from pipeline.streaming.flink.rest import ENDED, FlinkError, Rest, Unreachable
 from pipeline.streaming.flink.sink import AppendToLog
 from pipeline.streaming.flink.source import ReadLog
 from pipeline.streaming.job import build
@@ -37,7 +37,7 @@ from pipeline.streaming.run import job_of
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
-_SUBMIT_S, _SAVEPOINT_S = 300.0, 600.0
+_SUBMIT_S, _SAVEPOINT_S, _SILENCE_S = 600.0, 600.0, 120.0
 
 
 class Submitted(Struct, frozen=True):
@@ -118,12 +118,22 @@ def _submit(
 
 
 def _follow(rest: Rest, job: str, state_dir: Path, stop: threading.Event) -> str | None:
+    heard_s = time.monotonic()
     while not stop.wait(_POLL_S):
-        state = rest.state(job)
-        if state is None or state in ENDED:
-            message = f"job {job} is {state or 'not known to Flink any more'}: {rest.failure(job) if state else ''}"
-            raise FlinkError(message)
+        try:
+            _check_running(rest, job)
+            heard_s = time.monotonic()
+        except Unreachable:  # a job manager that is starting again, or busy
+            if time.monotonic() - heard_s > _SILENCE_S:
+                raise
     return rest.stop_with_savepoint(job, (state_dir.resolve() / "savepoints").as_uri(), _SAVEPOINT_S)
+
+
+def _check_running(rest: Rest, job: str) -> None:
+    state = rest.state(job)
+    if state is None or state in ENDED:
+        message = f"job {job} is {state or 'not known to Flink any more'}: {rest.failure(job) if state else ''}"
+        raise FlinkError(message)
 
 
 def _start(
@@ -141,7 +151,7 @@ def _start(
         count = log.partitions(EVENTS)
     checkpoints = (state_dir.resolve() / "checkpoints").as_uri()
     pipeline = beam.Pipeline(runner=FlinkRunner(), options=pipeline_options(settings, name, checkpoints, resume))
-    source = ReadLog(log_url, count, config.stream.lateness, config.stream.clock_skew)
+    source = ReadLog(log_url, count, settings.parallelism, config.stream.lateness, config.stream.clock_skew)
     build(pipeline, source, beam.ParDo(AppendToLog(log_url)), config)
     return pipeline.run()
 

@@ -16,6 +16,8 @@ FLINK_VERSION = "1.20"
 MAX_PARALLELISM = 128
 # What a step gave out, and the watermark, go on when its bundle ends: this often, at the latest.
 _BUNDLE_MS = 200
+# Of each Python worker, for the state of sessions: what is in it need not be asked of the task manager.
+_CACHE_MB = 100
 # Flink's and Beam's libraries reach into the JDK's own packages.
 _OPENS = ("io", "lang", "net", "nio", "text", "time", "util", "util.concurrent")
 
@@ -47,7 +49,11 @@ def pipeline_options(settings: Settings, name: str, checkpoints: str, resume: st
         f"--max_parallelism={MAX_PARALLELISM}",
         f"--checkpointing_interval={settings.checkpoint_interval_ms}",
         f"--max_bundle_time_mills={_BUNDLE_MS}",
+        f"--max_cache_memory_usage_mb={_CACHE_MB}",
+        # The path counts only beside a kind: on the heap of the task managers, and from there to files.
+        "--state_backend=filesystem",
         f"--state_backend_storage_path={checkpoints}",
+        "--externalized_checkpoints_enabled",
         "--retain_externalized_checkpoints_on_cancellation",
         *(f"--job_server_jvm_properties={flag}" for flag in (*_jvm_flags(), *settings.job_server_flags)),
         *_environment(settings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -11,11 +12,21 @@ from typing import Any
 from pipeline.errors import PageturnError
 
 _TIMEOUT_S = 30
+_PAUSE_S = 0.2
+_STARTING = "Not all required tasks are currently running"  # so Flink's CheckpointFailureReason puts it
 ENDED = frozenset({"FAILED", "CANCELED", "FINISHED", "SUSPENDED"})
 
 
 class FlinkError(PageturnError):
     """Flink cannot be reached, or a job of it ended badly; says which and what to do."""
+
+
+class Unreachable(FlinkError):
+    """No answer to a question, or none that can be read. It may be over in a while."""
+
+
+class NotFound(FlinkError):
+    """Flink does not know what was asked for."""
 
 
 class Rest:
@@ -31,10 +42,8 @@ class Rest:
         """None for a job that the cluster does not know (any more)."""
         try:
             return str(self._call(f"/jobs/{job}")["state"])
-        except FlinkError as error:
-            if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
-                return None
-            raise
+        except NotFound:
+            return None
 
     def failure(self, job: str) -> str:
         """The first lines of what made it fail."""
@@ -42,19 +51,32 @@ class Rest:
         return "\n".join(str(entry["stacktrace"])[:2_000] for entry in history[:1])
 
     def stop_with_savepoint(self, job: str, folder: str, patience_s: float) -> str:
-        """Where the savepoint is. The job emits nothing of its own at the end: this is no drain."""
-        trigger = self._call(f"/jobs/{job}/stop", {"targetDirectory": folder, "drain": False})["request-id"]
+        """Where the savepoint is. The job emits nothing of its own at the end: this is no drain.
+
+        A job that is starting, for the first time or again, is given the time for that.
+        """
         deadline_s = time.monotonic() + patience_s
+        while True:
+            operation = self._stop(job, folder, deadline_s)
+            if "location" in operation:
+                return str(operation["location"])
+            cause = str(operation.get("failure-cause", {}).get("stack-trace", operation))
+            if _STARTING not in cause or time.monotonic() > deadline_s:
+                message = f"job {job} could not be stopped with a savepoint; it goes on running: {cause[:2_000]}"
+                raise FlinkError(message)
+            time.sleep(_PAUSE_S)
+
+    def _stop(self, job: str, folder: str, deadline_s: float) -> dict[str, Any]:
+        """What came of trying: a location or a failure."""
+        trigger = self._call(f"/jobs/{job}/stop", {"targetDirectory": folder, "drain": False})["request-id"]
         while True:
             reply = self._call(f"/jobs/{job}/savepoints/{trigger}")
             if reply["status"]["id"] == "COMPLETED":
-                return _location(job, reply["operation"])
+                return dict(reply["operation"])
             if time.monotonic() > deadline_s:
-                message = (
-                    f"job {job} took no savepoint within {patience_s:.0f} s; it may still be running: {self._master}"
-                )
+                message = f"job {job} took no savepoint in time; it may still be running: {self._master}"
                 raise FlinkError(message)
-            time.sleep(0.2)
+            time.sleep(_PAUSE_S)
 
     def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -64,14 +86,11 @@ class Rest:
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:
                 return json.load(reply)
-        except (OSError, ValueError) as error:
-            message = f"cannot ask Flink at {self._master} for {path}: {error}; is --flink-master its REST address?"
-            raise FlinkError(message) from error
+        except urllib.error.HTTPError as error:
+            kind = NotFound if error.code == 404 else Unreachable
+            raise kind(self._told(path, error)) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unreachable(self._told(path, error)) from error
 
-
-def _location(job: str, operation: dict[str, Any]) -> str:
-    if "location" in operation:
-        return str(operation["location"])
-    cause = str(operation.get("failure-cause", {}).get("stack-trace", operation))[:2_000]
-    message = f"job {job} could not be stopped with a savepoint; it goes on running: {cause}"
-    raise FlinkError(message)
+    def _told(self, path: str, error: Exception) -> str:
+        return f"cannot ask Flink at {self._master} for {path}: {error}; is --flink-master its REST address?"

@@ -1,27 +1,28 @@
-"""The event log as an unbounded source that checkpoints itself: a splittable DoFn, one restriction for a partition.
+"""The event log as an unbounded source that checkpoints itself: a splittable DoFn, one restriction for a reader.
 
-Flink's runner never splits one, nor asks it to checkpoint, so each call reads a bounded share and defers the rest. What
-is deferred, the next offset and the watermark, is Flink's state: it is in every checkpoint and savepoint. Flink takes
-watermarks in whole seconds (rounded down), and delays, too: a short one would be none, so that a call that finds
-nothing waits by itself before it defers.
+A reader has some of the partitions, and reads them in turn. Flink's runner never splits a restriction, nor asks for a
+checkpoint, so each call reads a bounded share and defers the rest. What is deferred, the next offsets and the
+watermark, is Flink's state: it is in every checkpoint and savepoint. Flink takes watermarks in whole seconds (rounded
+down), and delays, too: a short one would be none. So a call lasts about a second, and looks again and again for what
+has come: shorter ones would bring nothing, and each may leave something behind in Flink's state (docs/flink.md).
 
 The watermark of a partition trails the last stamp read by the lateness. One that is read to its end advances with the
 clock: whatever comes later is stamped no earlier than the clock's reading before the end was asked for, minus the skew
-between clocks. Flink takes the minimum of all partitions. The order in which partitions are read is left to Flink: the
-stream's outputs do not depend on it.
+between clocks. A reader's is the minimum of its partitions, and Flink takes the minimum of the readers. The order in
+which partitions are read does not matter: the stream's outputs do not depend on it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
 import apache_beam as beam
 import msgspec
 from apache_beam.coders import Coder
-from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
@@ -32,8 +33,8 @@ from pipeline.logs.log import EVENTS, EventLog, Record
 from pipeline.logs.opening import open_log
 from pipeline.logs.reading import check_not_past_end, read_on
 
-_NO_END = 2**62
 _BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
+Offsets = dict[int, int]  # partition -> the offset of the next record
 
 
 class Pace(NamedTuple):
@@ -41,39 +42,77 @@ class Pace(NamedTuple):
 
     records_per_element: int = 500
     records_per_call: int = 4_000
-    idle_wait_s: float = 0.2  # in steps: a call that finds nothing looks again until then
-    step_s: float = 0.02
+    call_s: float = 1.0
+    step_s: float = 0.05  # between looks for what has come
 
 
-class RangeCoder(Coder):
-    def encode(self, value: OffsetRange) -> bytes:
-        return msgspec.msgpack.encode((value.start, value.stop))
+class OffsetsTracker(RestrictionTracker):
+    """Where a reader is. It never is through; what it leaves to the next call is all that it did not claim."""
 
-    def decode(self, encoded: bytes) -> OffsetRange:
-        return OffsetRange(*msgspec.msgpack.decode(encoded, type=tuple[int, int]))
+    def __init__(self, offsets: Offsets) -> None:
+        self._offsets = offsets
+        self._deferred = False
+
+    def current_restriction(self) -> Offsets:
+        return self._offsets
+
+    def try_claim(self, position: tuple[int, int]) -> bool:
+        """(partition, the offset after what was read of it)."""
+        if self._deferred:
+            return False
+        self._offsets = {**self._offsets, **dict([position])}
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[Offsets, Offsets] | None:
+        """Only of all that is left: what is claimed is past, and no part of a restriction any more."""
+        if self._deferred or fraction_of_remainder > 0:
+            return None
+        self._deferred = True
+        return self._offsets, self._offsets
+
+    def check_done(self) -> None:
+        if not self._deferred:
+            message = "a reader of the event log has ended without deferring the rest"
+            raise ValueError(message)
+
+    def current_progress(self) -> RestrictionProgress:
+        return RestrictionProgress(completed=0.0, remaining=1.0)
+
+    def is_bounded(self) -> bool:
+        return False
+
+
+class OffsetsCoder(Coder):
+    def encode(self, value: Offsets) -> bytes:
+        return msgspec.msgpack.encode(value)
+
+    def decode(self, encoded: bytes) -> Offsets:
+        return msgspec.msgpack.decode(encoded, type=Offsets)
 
     def is_deterministic(self) -> bool:
         return True
 
     def to_type_hint(self) -> type:
-        return OffsetRange
+        return dict
 
 
 @beam.typehints.with_input_types(int)
 @beam.typehints.with_output_types(list[Record])
-class ReadPartition(beam.DoFn, RestrictionProvider):
-    """A partition's number to its records, in lists."""
+class ReadPartitions(beam.DoFn, RestrictionProvider):
+    """A reader's number to the records of its partitions, in lists."""
 
     def __init__(
         self,
         log_url: str,
+        shares: Sequence[Sequence[int]],
         lateness_ms: int,
         skew_ms: int,
         pace: Pace = Pace(),  # noqa: B008 (immutable)
         clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
+        """`shares`: the partitions of each reader, where it begins."""
         super().__init__()
-        self._log_url, self._lateness_ms, self._skew_ms = log_url, lateness_ms, skew_ms
+        self._log_url, self._shares, self._lateness_ms, self._skew_ms = log_url, shares, lateness_ms, skew_ms
         self._pace, self._clock_ms = pace, clock_ms
 
     def setup(self) -> None:
@@ -82,21 +121,21 @@ class ReadPartition(beam.DoFn, RestrictionProvider):
     def teardown(self) -> None:
         self._log.close()
 
-    def initial_restriction(self, element: int) -> OffsetRange:
-        """What is left of the partition, without end. (Beam asks instances for it that were not set up.)"""
+    def initial_restriction(self, element: int) -> Offsets:
+        """What is left of the partitions. (Beam asks instances for it that were not set up.)"""
         with closing(open_log(self._log_url)) as log:
-            return OffsetRange(log.start_offset(EVENTS, element), _NO_END)
+            return {partition: log.start_offset(EVENTS, partition) for partition in self._shares[element]}
 
-    def create_tracker(self, restriction: OffsetRange) -> OffsetRestrictionTracker:
-        return OffsetRestrictionTracker(restriction)
+    def create_tracker(self, restriction: Offsets) -> OffsetsTracker:
+        return OffsetsTracker(restriction)
 
-    def restriction_size(self, element: int, restriction: OffsetRange) -> int:
-        return 1  # one partition is as much work as another
+    def restriction_size(self, element: int, restriction: Offsets) -> int:
+        return len(restriction)  # one partition is as much work as another
 
     def restriction_coder(self) -> Coder:
-        return RangeCoder()
+        return OffsetsCoder()
 
-    def truncate(self, element: int, restriction: OffsetRange) -> None:
+    def truncate(self, element: int, restriction: Offsets) -> None:
         """A drain ends the reading. It also ends every session: `stop with savepoint` does not."""
 
     @beam.DoFn.unbounded_per_element()
@@ -108,19 +147,22 @@ class ReadPartition(beam.DoFn, RestrictionProvider):
             ManualWatermarkEstimator.default_provider()  # noqa: B008
         ),
     ) -> Iterator[TimestampedValue]:
-        position, taken, until_s = tracker.current_restriction().start, 0, time.monotonic() + self._pace.idle_wait_s
-        while taken < self._pace.records_per_call:
-            records, following, low_ms = self._read(element, position)
-            if following > position:
-                if not tracker.try_claim(following - 1):
+        taken, until_s = 0, time.monotonic() + self._pace.call_s
+        while True:
+            low_ms, found = [], 0
+            for partition, position in tracker.current_restriction().items():
+                records, following, low = self._read(partition, position)
+                low_ms.append(low)
+                if following > position and not tracker.try_claim((partition, following)):
                     return
                 if records:
+                    found += len(records)
                     yield TimestampedValue(records, watermark.current_watermark() or _timestamp(_BEGINNING_MS))
-            _advance(watermark, low_ms - self._lateness_ms)
-            taken, position = taken + len(records), following
-            if not records:
-                if taken or time.monotonic() > until_s:
-                    break
+            _advance(watermark, min(low_ms) - self._lateness_ms)
+            taken += found
+            if taken >= self._pace.records_per_call or time.monotonic() > until_s:
+                break
+            if not found:
                 time.sleep(self._pace.step_s)
         tracker.defer_remainder()
 
@@ -146,18 +188,28 @@ def _timestamp(milliseconds: int) -> Timestamp:
 
 
 class ReadLog(beam.PTransform):
-    """Unbounded: lists of records of the topic `events`."""
+    """Unbounded: lists of records of the topic `events`, by as many readers as find partitions."""
 
-    def __init__(self, log_url: str, partitions: int, lateness_ms: int, skew_ms: int, pace: Pace = Pace()) -> None:  # noqa: B008 (immutable)
+    def __init__(
+        self,
+        log_url: str,
+        partitions: int,
+        readers: int,
+        lateness_ms: int,
+        skew_ms: int,
+        pace: Pace = Pace(),  # noqa: B008 (immutable)
+        clock_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
         super().__init__()
-        self._log_url, self._partitions = log_url, partitions
-        self._read = ReadPartition(log_url, lateness_ms, skew_ms, pace)
+        shares = [list(range(partitions))[reader::readers] for reader in range(min(readers, partitions))]
+        self._readers = len(shares)
+        self._read = ReadPartitions(log_url, shares, lateness_ms, skew_ms, pace, clock_ms)
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
-        numbers = list(range(self._partitions))
+        numbers = list(range(self._readers))
         return (
             pbegin
             | "Start" >> beam.Impulse()
-            | "Partitions" >> beam.FlatMap(lambda _: numbers).with_output_types(int)
+            | "Readers" >> beam.FlatMap(lambda _: numbers).with_output_types(int)
             | "Poll" >> beam.ParDo(self._read)
         )
