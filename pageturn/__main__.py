@@ -23,7 +23,7 @@ from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.monitor import monitor
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
 from pageturn.operating import counts, status, switch
-from pageturn.options import FOLDER, TARGET, Commands, options, partitions, stop_signal
+from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions, stop_signal
 from pageturn.sharding import Live, Sharding, check_sharding, run_live, shard_options
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
     required=True,
     help="HOST:PORT of each model server, or dns:///NAME:PORT for all that have the name at the time.",
 )
+@options("server_tls")
 def control(
     config_path: Path,
     store_url: str,
@@ -241,19 +242,20 @@ def control(
     servers: tuple[str, ...],
     until_idle: bool,
     metrics_address: str | None,
+    server_tls: Path | None,
 ) -> None:
     """Publish good candidates, and say why others were refused."""
     from model_export.controller import run_controller
     from pipeline.config.reading import load_config
     from pipeline.monitoring.catalogue import CONTROLLER
     from pipeline.monitoring.metrics import Metrics, exposed
-    from pipeline.serving.fleet import Fleet
+    from pipeline.serving.fleet import Fleet, connector
     from pipeline.stores.opening import open_store
 
     feature_config, stop = load_config(config_path), stop_signal()
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
-        fleet = stack.enter_context(closing(Fleet(servers)))
+        fleet = stack.enter_context(closing(Fleet(servers, connect=connector(server_tls))))
         metrics = Metrics(CONTROLLER)
         stack.enter_context(exposed(metrics, metrics_address))
         _LOG.info("following the candidates in %s", staging)
@@ -290,6 +292,9 @@ def model_server(models: Path, port: int) -> None:
 @click.option("--port", default=8600, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--mode", default="live", type=click.Choice(["live", "shadow", "off"]))
 @click.option("--drain-s", default=5.0, type=click.FloatRange(0), help="How long to answer on after SIGTERM.")
+@click.option("--tls", type=FOLDER, help="Folder of tls.crt and tls.key; with ca.crt callers need a certificate of it.")
+@click.option("--token-file", type=FILE, help="Callers send `authorization: Bearer` and one of its lines; needs --tls.")
+@options("server_tls")
 @partitions(1)
 def agent(
     config_path: Path,
@@ -301,9 +306,16 @@ def agent(
     port: int,
     mode: str,
     drain_s: float,
+    tls: Path | None,
+    token_file: Path | None,
+    server_tls: Path | None,
     partitions: int,
 ) -> None:
     """Decide pages over gRPC."""
+    if token_file and not tls:
+        message = "--token-file needs --tls: a token on an open line is no secret"
+        raise click.UsageError(message)
+    from pipeline.agent.access import TokenGate
     from pipeline.agent.agent import Agent
     from pipeline.agent.service import serve_until
     from pipeline.config.reading import load_config
@@ -311,20 +323,23 @@ def agent(
     from pipeline.logs.opening import open_log
     from pipeline.monitoring.metrics import exposed
     from pipeline.serving.client import ModelServer
+    from pipeline.serving.tls import client_credentials, server_credentials
     from pipeline.stores.opening import open_store
 
     feature_config, stop = load_config(config_path), stop_signal()
+    credentials, gates = server_credentials(tls) if tls else None, [TokenGate(token_file)] if token_file else []
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
         log = stack.enter_context(closing(open_log(log_url)))
         ensure_topic(log, EVENTS, partitions)
-        client = stack.enter_context(ModelServer(server))
+        to_server = client_credentials(server_tls) if server_tls else None
+        client = stack.enter_context(ModelServer(server, credentials=to_server))
         decider = stack.enter_context(
             Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
         )
         stack.enter_context(exposed(decider.metrics, metrics_address))
         serve_until(
-            stop, decider, port, host=host, drain_s=drain_s,
+            stop, decider, port, host=host, drain_s=drain_s, credentials=credentials, gates=gates,
             started=lambda bound: click.echo(f"deciding pages on {host}:{bound}"),
         )  # fmt: skip
 

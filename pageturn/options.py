@@ -53,6 +53,11 @@ _OPTIONS: dict[str, Any] = {
     "models": click.option("--models", type=FOLDER, required=True, help="Model volume that the servers read."),
     "state": click.option("--state", type=FOLDER, required=True, help="Where the process keeps what it resumes from."),
     "metrics": click.option("--metrics", "metrics_address", help="HOST:PORT for Prometheus [default: none]."),
+    "server_tls": click.option(
+        "--server-tls",
+        type=FOLDER,
+        help="Folder of ca.crt to know model servers by; with tls.crt, tls.key: mutual TLS.",
+    ),
     "until_idle": click.option("--until-idle", is_flag=True, help="Stop once everything there is has been handled."),
 }
 

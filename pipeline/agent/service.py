@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -143,11 +143,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     credentials: grpc.ServerCredentials | None = None,
+    gates: Sequence[grpc.ServerInterceptor] = (),
     settings: ServiceSettings | None = None,
 ) -> RunningService:
-    """Start serving; port 0 takes a free one. ServiceError where the port cannot be had."""
+    """Start serving; port 0 takes a free one. `gates` may turn calls away. ServiceError: the port cannot be had."""
     settings = settings or ServiceSettings()
-    server = _server(settings)
+    server = _server(settings, gates)
     status = health.HealthServicer()
     for name in ("", SERVICE, BACKGROUND):
         status.set(name, _NOT_SERVING)
@@ -167,24 +168,26 @@ def serve_until(
     *,
     host: str = "127.0.0.1",
     drain_s: float = 5.0,
+    credentials: grpc.ServerCredentials | None = None,
+    gates: Sequence[grpc.ServerInterceptor] = (),
     started: Callable[[int], None] = lambda port: None,
 ) -> None:
     """Serve until the event is set (by SIGTERM, say), then drain and close the agent."""
-    running = serve(agent, port, host=host)
+    running = serve(agent, port, host=host, credentials=credentials, gates=gates)
     started(running.port)
     stop.wait()
     running.stop(drain_s=drain_s)
     agent.close()
 
 
-def _server(settings: ServiceSettings) -> grpc.Server:
+def _server(settings: ServiceSettings, gates: Sequence[grpc.ServerInterceptor]) -> grpc.Server:
     options = [
         ("grpc.so_reuseport", 0),  # otherwise two agents would share a port, each with half of the calls
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ]
     size = settings.concurrency + settings.reports + _SHEDDERS  # so that neither kind of wait can take all threads
     threads = ThreadPoolExecutor(size, thread_name_prefix="grpc")
-    return grpc.server(threads, options=options, maximum_concurrent_rpcs=settings.queued)
+    return grpc.server(threads, interceptors=gates, options=options, maximum_concurrent_rpcs=settings.queued)
 
 
 def _bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:

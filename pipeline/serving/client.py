@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -29,7 +28,6 @@ __all__ = [
     "TooLate",
     "Unavailable",
     "VersionStatus",
-    "tls",
 ]
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -79,14 +77,6 @@ class Signature(NamedTuple):
     version: int
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
-
-
-def tls(
-    root_certificates: Path | None = None, private_key: Path | None = None, certificate_chain: Path | None = None
-) -> grpc.ChannelCredentials:
-    """Credentials from PEM files; the system's roots where none are given."""
-    files = (root_certificates, private_key, certificate_chain)
-    return grpc.ssl_channel_credentials(*(None if path is None else path.read_bytes() for path in files))
 
 
 class ModelServer:

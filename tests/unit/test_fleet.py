@@ -24,7 +24,7 @@ def test_a_name_stands_for_all_that_have_it_and_is_asked_again_at_every_look() -
         asked.append((name, port))
         return list(there)
 
-    fleet = Fleet(["dns:///tf-serving:8500", "other:1"], resolve=resolve, connect=Client)  # type: ignore[arg-type]
+    fleet = Fleet(["dns:///tf-serving:8500", "other:1"], resolve=resolve, connect=lambda address, _: Client(address))  # type: ignore[arg-type]
     first, second, other = fleet
     assert [client.target for client in (first, second, other)] == [*there, "other:1"]
     there[:] = ["10.0.0.2:8500", "10.0.0.3:8500"]
@@ -38,7 +38,7 @@ def test_a_name_stands_for_all_that_have_it_and_is_asked_again_at_every_look() -
 
 
 def test_a_server_that_is_named_twice_is_one() -> None:
-    fleet = Fleet(["a:1", "a:1"], connect=Client)  # type: ignore[arg-type]
+    fleet = Fleet(["a:1", "a:1"], connect=lambda address, _: Client(address))  # type: ignore[arg-type]
     assert [client.target for client in fleet] == ["a:1"]
 
 

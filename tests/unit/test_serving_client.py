@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from pipeline.serving import build_descriptors, client, protos, tensors
+from pipeline.serving import build_descriptors, protos, tensors
 from pipeline.serving.client import BadRequest, ModelServer, NotServed, ServingError, TooLate, Unavailable
 from pipeline.serving.errors import ModelsConfigError
 from pipeline.serving.launch import free_port
@@ -198,21 +198,6 @@ def test_reload_sends_the_parsed_config_and_refuses_a_broken_one():
         with pytest.raises(ModelsConfigError):
             server.reload("nonsense", TIMEOUT_S)
     assert seen == ["m"]
-
-
-def test_tls_with_a_root_certificate_of_ones_own(tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    subprocess.run([*command, *subject, *files], check=True, capture_output=True)
-    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-    method = protos.PREDICTION_SERVICE, "Predict", protos.PredictRequest, echo
-    with scripted(*method, credentials) as port:
-        with ModelServer(f"localhost:{port}", credentials=client.tls(certificate)) as server:
-            assert server.predict("m", X, timeout_s=TIMEOUT_S).version == 41
-        with ModelServer(f"localhost:{port}") as plain, pytest.raises(Unavailable):
-            plain.predict("m", X, timeout_s=TIMEOUT_S)
 
 
 def test_descriptors_are_those_of_the_installed_packages():
