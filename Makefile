@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test cluster test-cluster test-flink bench-stream lint format lock schema metrics protos clean
+.PHONY: demo test cluster test-cluster test-flink bench-stream k8s-tools test-k8s lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not cluster" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not k8s" $(PYTEST_ARGS)
 
 # Servers that tests start on this machine: pinned jars, fetched by Maven (Java 17 or later) into .cluster.
 cluster:
@@ -28,6 +28,13 @@ test-flink: $(READY) cluster
 # Prints the table and keeps its figures. On a machine that does nothing else: ten minutes.
 bench-stream: $(READY)
 	$(BIN)/python -m benchmarks.stream --json benchmarks/results/stream.json
+
+# Manifests and images, looked at without a cluster: rendered, against schemas, against our own commands.
+k8s-tools: $(READY)
+	tests/k8s/tools/fetch.sh $(BIN)/uv
+
+test-k8s: $(READY) k8s-tools
+	$(BIN)/python -m pytest -m k8s tests/k8s $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,181 @@
+"""A real server with the configuration that is mounted, and the users that make-secrets.sh makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from model_export.switches import set_off
+from pipeline.serving.launch import free_port
+from pipeline.stores.published import (
+    Heartbeat,
+    Pointer,
+    Served,
+    change_pointer,
+    parameters_key,
+    read_heartbeats,
+    read_pointers,
+    vector_key,
+    write_heartbeat,
+)
+from pipeline.stores.redis_store import RedisStore
+from pipeline.stores.store import StoreError
+from tests.k8s.contract import feature_config
+from tests.k8s.manifests import Object, generated
+from tests.k8s.secrets import redis_users
+
+pytestmark = [pytest.mark.k8s, pytest.mark.needs_redis]
+ROOT = Path(__file__).resolve().parents[2]
+Login = Callable[[str], RedisStore]
+
+
+@pytest.fixture(scope="module")
+def prefix(rendered: Callable[[str], list[Object]]) -> str:
+    config = feature_config(rendered("prod"))
+    assert config is not None
+    return config.kv_prefix
+
+
+@pytest.fixture(scope="module")
+def port(redis_binary: str, rendered: Callable[[str], list[Object]], prefix: str, tmp_path_factory) -> Iterator[int]:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("redis")
+    users = folder / "users.acl"
+    users.write_text(redis_users(prefix)["users.acl"])
+    text = generated(rendered("prod"), "redis-config")["data"]["redis.conf"]
+    port = free_port()
+    for mounted, here in {
+        "aclfile /etc/redis-users/users.acl": f"aclfile {users}",
+        "dir /data": f"dir {folder}",
+        "port 6379": f"port {port}",
+    }.items():
+        assert mounted in text.splitlines()
+        text = text.replace(mounted, here)
+    (folder / "redis.conf").write_text(text)
+    process = subprocess.Popen([redis_binary, str(folder / "redis.conf")], stdout=subprocess.DEVNULL)
+    try:
+        await_pong(port, process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def await_pong(port: int, process: subprocess.Popen[bytes]) -> None:
+    """As the probe does: without a user."""
+    deadline_s = time.monotonic() + 60
+    while cli(port, "ping").stdout != b"PONG\n":
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def cli(port: int, *words: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["redis-cli", "-p", str(port), *words], capture_output=True, check=False, env=os.environ | env
+    )
+
+
+@pytest.fixture(scope="module")
+def login(port: int, prefix: str) -> Iterator[Login]:
+    opened = []
+
+    def store(user: str) -> RedisStore:
+        password = redis_users(prefix)[user]
+        env = {"PAGETURN_REDIS_USERNAME": user, "PAGETURN_REDIS_PASSWORD": password}
+        opened.append(RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=10, environment=env))
+        return opened[-1]
+
+    yield store
+    for each in opened:
+        each.close()
+
+
+def refused() -> pytest.RaisesExc[StoreError]:
+    return pytest.raises(StoreError, match=r"refused: .*permission")
+
+
+def test_nobody_gets_in_without_a_user(port: int) -> None:
+    assert b"NOPERM" in cli(port, "get", "x").stdout + cli(port, "get", "x").stderr
+
+
+def test_a_controller_publishes_and_an_agent_follows(login: Login, prefix: str) -> None:
+    controller, agent = login("controller"), login("agent")
+    token = controller.acquire_lease(f"{prefix}:controller", "c", 60_000)
+    assert token is not None
+    controller.put_many({parameters_key(prefix, "sha"): b"snapshot"})
+    assert controller.fenced_put(f"{prefix}:controller", token, f"{prefix}:verdict:rl:1", b"{}")
+    change_pointer(controller, prefix, "rl", lambda _: Pointer(stable=Served(1, "sha")))
+    assert read_pointers(agent, prefix, ("rl",))["rl"].stable == Served(1, "sha")
+    assert agent.get(parameters_key(prefix, "sha")) == b"snapshot"
+    write_heartbeat(agent, prefix, Heartbeat("agent-1", 1, {"rl": 1}))
+    assert [beat.agent for beat in read_heartbeats(controller, prefix)] == ["agent-1"]
+    assert controller.keys(f"{prefix}:ptr:") == [f"{prefix}:ptr:rl"]
+    controller.delete_many([parameters_key(prefix, "sha")])
+    controller.release_lease(f"{prefix}:controller", "c")
+
+
+def test_an_agent_cannot_publish(login: Login, prefix: str) -> None:
+    agent = login("agent")
+    with refused():
+        change_pointer(agent, prefix, "other", lambda _: Pointer(stable=Served(9, "x")))
+    with refused():
+        agent.put(parameters_key(prefix, "sha"), b"other")
+    with refused():
+        agent.acquire_lease(f"{prefix}:controller", "agent", 1_000)
+    with refused():
+        agent.get("another-feed:ptr:rl")
+
+
+def test_an_agent_leaves_the_list_of_agents(login: Login, prefix: str) -> None:
+    from pipeline.stores.published import forget_agents
+
+    agent = login("agent")
+    write_heartbeat(agent, prefix, Heartbeat("agent-2", 1, {}))
+    forget_agents(agent, prefix, ["agent-2"])
+    assert "agent-2" not in [beat.agent for beat in read_heartbeats(agent, prefix)]
+
+
+def test_vectors_are_loaded_by_one_and_read_by_trainers_and_agents(login: Login, prefix: str) -> None:
+    key = vector_key(prefix, "shop", "e1", "7")
+    login("loader").put_many({key: b"vector"})
+    assert login("trainer").get_many([key]) == login("agent").get_many([key]) == [b"vector"]
+    with refused():
+        login("trainer").put(key, b"other")
+    with refused():
+        login("trainer").get(f"{prefix}:ptr:rl")
+    with refused():
+        login("loader").put(f"{prefix}:ptr:rl", b"{}")
+
+
+def test_an_operator_switches_and_writes_nothing_else(login: Login, prefix: str) -> None:
+    operator = login("operator")
+    set_off(operator, prefix, ("rl",), True)
+    assert read_pointers(operator, prefix, ("rl",))["rl"].off
+    set_off(operator, prefix, ("rl",), False)
+    with refused():
+        operator.put(parameters_key(prefix, "sha"), b"x")
+
+
+def test_a_backup_is_a_copy_that_a_server_reads_and_old_ones_go(
+    port: int, login: Login, prefix: str, tmp_path: Path, redis_binary: str
+) -> None:
+    login("loader").put(vector_key(prefix, "shop", "e1", "8"), b"kept")
+    for day in ("01", "02", "03"):
+        (tmp_path / f"redis-202601{day}T031700Z.rdb").write_bytes(b"old")
+    env = {
+        "FOLDER": str(tmp_path), "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(port), "KEEP": "2", "CLI": "redis-cli",
+        "REDISCLI_AUTH": redis_users(prefix)["backup"],
+    }  # fmt: skip
+    script = str(ROOT / "k8s" / "base" / "cronjobs" / "redis-backup.sh")
+    done = subprocess.run(["sh", script], env=os.environ | env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *older, newest = sorted(path.name for path in tmp_path.glob("redis-*.rdb"))
+    assert older == ["redis-20260103T031700Z.rdb"]
+    assert (tmp_path / newest).read_bytes().startswith(b"REDIS")
+    assert b"kept" in (tmp_path / newest).read_bytes()
+    assert not (tmp_path / ".tmp.rdb").exists()
