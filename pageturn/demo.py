@@ -53,9 +53,9 @@ def _live(run: Run, stop: threading.Event, minutes: float, visits_per_s: float, 
                 raise Stopped(message)
             supervisor.check_settled()
             click.echo(f"  {_clock(time.monotonic() - began)}  {progress.line()}")
-            if time.monotonic() - began > 60 * minutes + _OVERTIME_S:
-                message = f"the last users should have left {_OVERTIME_S:.0f} s ago; see {run.logs / _USERS}.log"
-                raise ProcessError(message)
+            if time.monotonic() - began > 60 * minutes + _OVERTIME_S:  # a machine that is too slow for so many users
+                click.echo("  Some users have not left; their visits are broken off. Let fewer come per second.")
+                break
 
 
 def _users(run: Run, until_s: float, visits_per_s: float) -> Part:
