@@ -7,23 +7,30 @@ from typing import NamedTuple
 
 from pipeline.config import schema
 from pipeline.config.schema import FeatureConfig
+from pipeline.learning.a2c import A2c
+from pipeline.learning.a3c import A3c
 from pipeline.learning.actions import Actor
 from pipeline.learning.ddpg import Ddpg
 from pipeline.learning.learner import Learner
 from pipeline.learning.networks import Draw, drawing
+from pipeline.learning.ppo import Ppo
+from pipeline.learning.rollouts import RolloutLearner
 
 
 class Kind(NamedTuple):
-    learner: Callable[[FeatureConfig], Learner]
+    learner: Callable[[FeatureConfig], Learner | RolloutLearner]
     actor: Callable[[FeatureConfig, Draw, int], Actor]
 
 
 KINDS: dict[type, Kind] = {
     schema.Ddpg: Kind(Ddpg, Actor),
+    schema.A2c: Kind(A2c, Actor),
+    schema.A3c: Kind(A3c, Actor),
+    schema.Ppo: Kind(Ppo, Actor),
 }
 
 
-def learner_of(config: FeatureConfig) -> Learner:
+def learner_of(config: FeatureConfig) -> Learner | RolloutLearner:
     return KINDS[type(config.algorithm)].learner(config)
 
 

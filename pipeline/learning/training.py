@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from pipeline.config.schema import FeatureConfig
+from pipeline.config.schema import FeatureConfig, OnPolicy
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
@@ -25,6 +25,7 @@ from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_trans
 from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
 from pipeline.learning.replay import Origins, RecentIds
+from pipeline.learning.rollouts import RolloutFeeding
 from pipeline.logs.log import TRANSITIONS, Record
 from pipeline.records import DeadLetter, State
 
@@ -51,7 +52,7 @@ class Training:
         self.snapshot = Snapshot.initial(config)
         self.progress = Progress()
         self.losses: Metrics = {}  # of the last round with updates
-        self.feeding: Feeding = ReplayFeeding(config, encoder, round_size)
+        self.feeding = _feeding(config, encoder, round_size)
         self._statistics = Statistics(config)
         self._recent = RecentIds(RECENT_IDS)
         self._policies = config.learned_policies()
@@ -209,6 +210,12 @@ class Training:
             return False
         self._remember(example, record, spent)
         return True
+
+
+def _feeding(config: FeatureConfig, encoder: Encoder, round_size: int) -> Feeding:
+    if isinstance(config.algorithm, OnPolicy):
+        return RolloutFeeding(config, encoder)
+    return ReplayFeeding(config, encoder, round_size)
 
 
 def origins_of(saved: Saved) -> Origins:
