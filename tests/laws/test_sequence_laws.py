@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_export.evaluation.contrast import Terms, bounds, mismatch, observe
+from model_export.evaluation.power import all_the_time, one_look
 from model_export.evaluation.sequences import (
     Array,
     Sums,
@@ -245,3 +246,31 @@ def test_a_mismatch_of_buckets_and_slots_is_found_and_not_invented() -> None:
     assert np.mean(invented) <= bar(0.05, 300)
     assert mismatch(1 / 3, 4_000, 6_000) > math.log(1_000)
     assert mismatch(0.5, 0, 0) == pytest.approx(0.0)
+
+
+# Power -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_traffic_that_is_said_to_be_needed_shows_the_difference_as_often_as_said() -> None:
+    terms, gain = Terms(0.4, 0.0, 20.0), 0.5
+    spread = 4.0  # an exponential's variance, cut at 20: 3.9
+    once = one_look(spread, terms.share, gain, power=0.8)
+    always = all_the_time(spread, terms, gain, power=0.8)
+    assert once == pytest.approx((1.95996 + 0.84162) ** 2 * spread / (0.4 * 0.6) / gain**2, rel=1e-4)
+    rng = np.random.default_rng(10)
+    treated = rng.random((RUNS, round(always))) < terms.share
+    r = rng.exponential(2.0, treated.shape) + gain * treated
+    seen = observe(terms, r, treated)
+    every = Sums.running(seen.x, seen.p)
+    at = Sums(*(part[:, -1] for part in every))
+    by_then = bounds(terms, at, alpha_of_epoch(ALPHA, 1))[0] > 0
+    assert np.mean(by_then) == pytest.approx(0.8, abs=0.08)
+    few = round(once)
+    error = np.sqrt(every.squares[:, few - 1]) / few
+    assert np.mean(seen.x[:, :few].mean(-1) > 1.96 * error) == pytest.approx(0.8, abs=0.08)
+
+
+def test_no_difference_is_never_shown() -> None:
+    assert one_look(4.0, 0.5, 0.0) == math.inf
+    assert all_the_time(4.0, Terms(0.5, 0, 10), 0.0) == math.inf
+    assert all_the_time(4.0, Terms(0.5, 0, 10), -0.1) == all_the_time(4.0, Terms(0.5, 0, 10), 0.1)
