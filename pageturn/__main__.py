@@ -24,6 +24,7 @@ from pageturn.monitor import monitor
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
 from pageturn.operating import counts, status, switch
 from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions, stop_signal
+from pageturn.powering import power
 from pageturn.sharding import Live, Sharding, check_sharding, run_live, shard_options
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ def agent(
         )  # fmt: skip
 
 
-for command in (demo, replay, up, down, simulate, report, status, counts, deadletters, switch, monitor):
+for command in (demo, replay, up, down, simulate, report, status, counts, deadletters, switch, monitor, power):
     main.add_command(command)
 
 
