@@ -22,7 +22,7 @@ from pageturn.deadletters import deadletters
 from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.monitor import monitor
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
-from pageturn.operating import counts, status, switch
+from pageturn.operating import counts, dashboard, status, switch
 from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions, stop_signal
 from pageturn.powering import power
 from pageturn.sharding import Live, Sharding, check_sharding, run_live, shard_options
@@ -345,7 +345,21 @@ def agent(
         )  # fmt: skip
 
 
-for command in (demo, replay, up, down, simulate, report, status, counts, deadletters, switch, monitor, power):
+for command in (
+    demo,
+    replay,
+    up,
+    down,
+    simulate,
+    report,
+    status,
+    dashboard,
+    counts,
+    deadletters,
+    switch,
+    monitor,
+    power,
+):
     main.add_command(command)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pageturn.options import FILE, FOLDER, TARGET, options
+from pageturn.options import FILE, FOLDER, TARGET, options, stop_signal
 
 if TYPE_CHECKING:
     from model_export.status import PolicyStatus
@@ -120,6 +120,21 @@ def _policy_rows(policy: PolicyStatus) -> Iterator[tuple[str, str]]:
     if verdict is not None:
         because = f": {verdict.detail}" if verdict.detail else ""
         yield "last verdict", f"{verdict.outcome} candidate {verdict.candidate}{because}"
+
+
+@click.command()
+@click.option("--run", "folder", type=FOLDER, help="Folder of a run on this machine [default: the newest under runs/].")
+@click.option("--port", default=8700, type=click.IntRange(0, 65535), help="0 takes a free one.")
+def dashboard(folder: Path | None, port: int) -> None:
+    """Watch a run in a browser, live, on this machine."""
+    from pageturn.dashboard.live import Live
+    from pageturn.dashboard.server import serving
+    from pageturn.run import open_run
+
+    run, stop = open_run(folder), stop_signal()
+    with serving(Live(run), port) as bound:
+        click.echo(f"{run.folder}: http://127.0.0.1:{bound}/  (Ctrl-C ends)")
+        stop.wait()
 
 
 @click.command()

@@ -52,8 +52,9 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, path: Path) -> None:
-        self.call("Page.navigate", url=path.as_uri())
+    def open(self, page: Path | str) -> None:
+        """A file, or an address."""
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.await_true("document.readyState === 'complete'")
 
     def scheme(self, name: str) -> None:
