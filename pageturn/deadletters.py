@@ -3,7 +3,8 @@
 A replay appends a letter's bytes to the events, under the key they had. It keeps a journal in the log, the topic
 `replays`: before a batch its letters and the ends of the events, after it that it was sent. Who finds a batch that was
 announced and not confirmed (the process died in between) looks behind those ends for what of it is there. So a letter
-is sent once however often it is asked for; of two replays at the same moment both may send it.
+is sent once however often it is asked for; of two replays at the same moment both may send it, and the stream sets the
+second copy aside as the duplicate that it is.
 """
 
 from __future__ import annotations

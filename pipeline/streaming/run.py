@@ -89,7 +89,12 @@ def follow(
 
 
 def job_of(config: FeatureConfig) -> dict[str, Any]:
-    """What the stream's state and outputs depend on: a snapshot serves no job that differs in any of it."""
+    """What the stream's state and outputs depend on: a snapshot serves no job that differs in any of it.
+
+    Also what only decides which events can be read (`max_ahead`, `max_event_bytes`): the outputs are one function of
+    the log. A stream that has lost its state makes them again and finds each as it was, and a back-fill gives what the
+    live stream gave; neither would hold of outputs that two settings have made.
+    """
     settings = msgspec.json.encode({"stream": config.stream, "reward": config.reward})  # as they come back
     return {"session state format": STATE_VERSION, **dict(_flat("", msgspec.json.decode(settings)))}
 

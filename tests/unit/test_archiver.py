@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -34,6 +33,7 @@ from pipeline.records import (
 )
 from pipeline.streaming.archiver import Limits, archive
 from pipeline.streaming.tables import TABLES
+from tests.unit.killed_archiver import LIMITS
 
 HOUR_MS = 3_600_000
 T0 = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC
@@ -187,68 +187,29 @@ def test_files_are_not_seen_before_their_commit(url: str, tmp_path: Path) -> Non
 
 # Killed at each step -----------------------------------------------------------------------------------------------
 
-STEPS_TO_THE_DISK = ("fsync", "replace", "mkdir", "open")
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
-
-
-def killed_at(monkeypatch: pytest.MonkeyPatch, call: int, work: Callable[[], object]) -> bool:
-    """Run the work but die at its n-th call that touches the disk. Whether it got that far."""
-    count = 0
-
-    def counting(function: Callable[..., object]) -> Callable[..., object]:
-        def counted(*args: object, **kwargs: object) -> object:
-            nonlocal count
-            count += 1
-            if count == call:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return counted
-
-    with monkeypatch.context() as patch:
-        for name in STEPS_TO_THE_DISK:
-            patch.setattr(os, name, counting(getattr(os, name)))
-        try:
-            work()
-        except Killed:
-            return True
-    return False
-
 
 def rows(directory: Path, topic: str) -> list[str]:
     return sorted(map(str, table(directory, topic).astype(str).to_dict("records")))
 
 
-def test_killed_at_any_step_it_archives_each_record_once(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = Limits(records_per_read=7, commit_bytes=400)  # several commits
-    run(url, tmp_path / "whole", limits=limits)
-    expected = {topic: rows(tmp_path / "whole", topic) for topic in (EVENTS, SAMPLES, TRANSITIONS, EPISODES)}
-    step = 1
-    while killed_at(monkeypatch, step, partial(run, url, tmp_path / f"{step}", limits=limits)):
-        run(url, tmp_path / f"{step}", limits=limits)
-        assert {topic: rows(tmp_path / f"{step}", topic) for topic in expected} == expected, f"killed at call {step}"
-        assert not (tmp_path / f"{step}" / ".staging").exists() or not any(
-            (tmp_path / f"{step}" / ".staging").iterdir()
-        )
-        step += 1
-    assert step > 60
-
-
-def test_killed_again_and_again_it_archives_each_record_once(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = Limits(records_per_read=7, commit_bytes=400)
-    run(url, tmp_path / "whole", limits=limits)
-    lives = 0
-    while killed_at(monkeypatch, 23 + lives, partial(run, url, tmp_path / "a", limits=limits)):
-        lives += 1
+@pytest.mark.timeout(900)  # a hundred short processes
+def test_killed_at_any_step_it_archives_each_record_once(tmp_path: Path) -> None:
+    log, url = FileLog(tmp_path / "log"), f"file://{tmp_path}/log"
+    log.create(EVENTS, 2)
+    log.append(EVENTS, [Entry(f"k{i}", b"event %d" % i, T0 + i * HOUR_MS // 6) for i in range(12)])
+    log.close()
+    run(url, tmp_path / "whole", topics=[EVENTS], limits=LIMITS)
+    command = [sys.executable, Path(__file__).with_name("killed_archiver.py"), url, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
+    assert (done.returncode, done.stderr) == (0, "")
+    steps, lives = map(int, done.stdout.split())
+    assert steps > 20
     assert lives > 3
-    assert all(rows(tmp_path / "a", t) == rows(tmp_path / "whole", t) for t in (EVENTS, SAMPLES, EPISODES))
+    expected = rows(tmp_path / "whole", EVENTS)
+    assert len(expected) == 12
+    for name in [*map(str, range(1, steps + 2)), "again"]:
+        assert rows(tmp_path / name, EVENTS) == expected, name
+        assert not any((tmp_path / name / ".staging").glob("*"))
 
 
 # Errors ------------------------------------------------------------------------------------------------------------
