@@ -45,8 +45,16 @@ class Ddpg(Replaying, frozen=True, tag_field="kind", tag="ddpg"):
     # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
     advantage: Literal["quadratic", "network"] = "quadratic"
     tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
-    target: Literal["none"] = "none"
     actor_learning_rate: Positive = 1e-4
+    # Switches: the first of each is this system's way, what follows is the textbook's
+    critic: Literal["v_plus_a", "plain"] = "v_plus_a"  # plain: one Q(s, a) per policy, and no V
+    v_data: Literal["baseline", "all"] = "baseline"  # whose pages V learns from
+    towers: Literal["shared", "separate"] = "shared"  # by critic and actors
+    saturation: Literal["invert", "penalty"] = "invert"  # what keeps mu inside its range
+    penalty_weight: Positive | None = None  # of the squared excess, with `saturation: penalty`; 1
+    target: Literal["none", "polyak", "periodic"] = "none"
+    target_tau: Annotated[float, Meta(gt=0, le=1)] | None = None  # of the way per update, with polyak; 0.005
+    target_period: Count | None = None  # updates between copies, with periodic; 500
 
 
 class Discretised(Replaying, frozen=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.config import feature_checks
+from pipeline.config import ddpg_checks, feature_checks
 from pipeline.config.findings import Finding, Findings, all_read, for_each, repeated_names, until_unknown
 from pipeline.config.problems import suggestion
 from pipeline.config.schema import ActionDimension, Bucket, FeatureConfig, OnPolicy, PayPlusAPhi, Policy, Ppo, Replaying
@@ -188,6 +188,7 @@ _RULES: tuple[Callable[[FeatureConfig], Findings], ...] = (
     _reward_clip,
     _tower_losses,
     _replay,
+    *ddpg_checks.RULES,
     _rollout,
     _noise_to_learn_from,
     _certification,

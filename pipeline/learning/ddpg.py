@@ -4,31 +4,44 @@ V is the value of the baseline and learns from pages that the baseline decided. 
 the baseline are among them: the one-step target holds for the action that was executed, whoever's bucket it was in.
 A_k learns the residual from every page. mu_k = baseline + half range * head_k, and head_k ascends A_k only.
 There is no target network: targets are stopped, and `q_abs` against r_max / (1 - gamma) raises the alarm.
+
+Each of these has a switch in the config that puts the textbook's way in its place (Lillicrap et al. 2016), so that what
+it brings can be measured. Without V (`critic: plain`) what is said of A_k is said of Q_k, but for an `Evaluation`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from pipeline.config import schema
 from pipeline.config.schema import FeatureConfig
-from pipeline.learning.actions import Actor
+from pipeline.learning.actor_critic import ActorCritic
 from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, inputs_spec
-from pipeline.learning.losses import baseline_value, invert_gradient, masked_mean, policy_ascent, residual_advantage
-from pipeline.learning.networks import (
-    Inputs,
-    Mlp,
-    NetworkAdvantages,
-    QuadraticAdvantages,
-    drawing,
-    for_policies,
+from pipeline.learning.losses import (
+    Regression,
+    baseline_value,
+    invert_gradient,
+    masked_mean,
+    penalise_excess,
+    policy_ascent,
+    residual_advantage,
 )
+from pipeline.learning.networks import Inputs, drawing, for_policies
 from pipeline.learning.optimiser import Adam
+from pipeline.learning.targets import NoTarget, Periodic, Polyak, Target
+
+Pages = Callable[[Batch], tf.Tensor]  # which of a batch: [S, B] 0 or 1
 
 
 class Losses(NamedTuple):
-    """Means over the batch: three losses, then what else is worth watching."""
+    """Means over the batch: three losses, then what else is worth watching.
+
+    Covered are the states of the baseline's pages: elsewhere V, and with it "better than the baseline", is a guess.
+    """
 
     value_loss: tf.Tensor  # [S]
     advantage_loss: tf.Tensor  # [S, K]
@@ -36,90 +49,116 @@ class Losses(NamedTuple):
     q_abs: tf.Tensor  # [S, K] |V(s) + A_k(s, a)|
     value_mean: tf.Tensor  # [S] V(s)
     value_abs: tf.Tensor  # [S] |V(s)|
+    value_covered: tf.Tensor  # [S] V(s) on covered states
     advantage_mean: tf.Tensor  # [S, K] A_k(s, mu_k(s))
     advantage_abs: tf.Tensor  # [S, K] |A_k(s, mu_k(s))|
+    advantage_covered: tf.Tensor  # [S, K] A_k(s, mu_k(s)) on covered states
     action_mean: tf.Tensor  # [S, K, N] mu_k(s) inside the range
+    action_norm: tf.Tensor  # [S, K] how far mu_k(s) is from the baseline, in half ranges
 
 
 class Ddpg(tf.Module):
     def __init__(self, config: FeatureConfig):
         super().__init__(name="ddpg")
         algorithm, policies = config.algorithm, len(config.learned_policies())
-        draw = drawing(algorithm.all_seeds)
         self.gamma = algorithm.gamma
         self._seeds, self._policies = len(algorithm.all_seeds), max(policies, 1)
         self.tower_trained_by = frozenset(algorithm.tower_trained_by)
-        self.actor = Actor(config, draw, policies)
-        self.space, self.tower, self.actor_heads = self.actor.space, self.actor.tower, self.actor.heads
-        self.value_head = Mlp(draw, "value", self.tower.width, algorithm.head, 1)
-        advantages = QuadraticAdvantages if algorithm.advantage == "quadratic" else NetworkAdvantages
-        self.advantage_heads = advantages(draw, self.tower.width, self.space.size, algorithm.head, policies)
+        self._plain = algorithm.critic == "plain"
+        self._v_pages, self._steer = _v_data(algorithm), _steer(algorithm)
+
+        def networks() -> ActorCritic:
+            return ActorCritic(config, drawing(algorithm.all_seeds), policies)
+
+        self.online = online = networks()
+        self.target = _target(algorithm, online, networks)
+        self.actor, self.space, self.tower = online.actor, online.space, online.tower
+        self.value_head, self.advantage_heads, self.actor_heads = (
+            online.value_head, online.advantage_heads, online.actor.heads,
+        )  # fmt: skip
         self.critic_variables = tuple(
             v for part in (self.tower, self.value_head, self.advantage_heads) for v in part.trainable_variables
         )
         self.actor_variables = tuple(self.actor_heads.trainable_variables)
+        self.actor_tower_variables = () if online.shared else tuple(self.actor.tower.trainable_variables)
         self.critic_adam = Adam(self.critic_variables, algorithm.learning_rate)
-        self.actor_adam = Adam(self.actor_variables, algorithm.actor_learning_rate)
+        self.actor_adam = Adam(self.actor_variables, algorithm.actor_learning_rate, policies=policies)
+        self.actor_tower_adam = Adam(self.actor_tower_variables, algorithm.actor_learning_rate)
         signature = (batch_spec(config, self._seeds), tf.TensorSpec([policies], tf.bool))
         # There is no control flow to translate, and translating takes most of the tracing time.
         self.step = tf.function(self._step, input_signature=signature, autograph=False)
         self.evaluate = tf.function(self._evaluate, input_signature=(inputs_spec(config),), autograph=False)
 
     def value(self, hidden: tf.Tensor) -> tf.Tensor:
-        return tf.squeeze(self.value_head(hidden), -1)  # [S, B, H] -> [S, B]
+        return self.online.value(hidden)
 
     def losses(self, batch: Batch) -> Losses:
-        hidden, detached = self._hidden(batch.state)
+        hidden, for_actors = self.online.hidden(batch.state)
+        detached = tf.stop_gradient(hidden)
         to_value = hidden if "value" in self.tower_trained_by else detached
         to_advantage = hidden if "advantage" in self.tower_trained_by else detached
-        v_t, a_t, _ = self._ahead(batch.next_state)
+        ahead = self.target.networks.ahead(batch.next_state)
         discount_t = self.gamma * batch.discount
 
         v_tm1 = self.value(to_value)
-        value = baseline_value(v_tm1, batch.reward, discount_t, v_t)
+        value = baseline_value(v_tm1, batch.reward, discount_t, ahead.value)
         state_part = self.advantage_heads.of_state(to_advantage)
         a_tm1 = self.advantage_heads(state_part, self.space.units(batch.action))
-        advantage = residual_advantage(a_tm1, v_tm1, batch.reward, discount_t, v_t, a_t)
-        actor, units, a_mu = self._actor(detached, tf.stop_gradient(state_part))
+        advantage = residual_advantage(a_tm1, v_tm1, batch.reward, discount_t, ahead.value, ahead.advantage)
+        actor, units, a_mu = self._actor(for_actors, tf.stop_gradient(state_part))
+        covered, inside = batch.by_baseline, tf.clip_by_value(units, self.space.low, self.space.high)
         return Losses(
-            masked_mean(value.loss, batch.by_baseline),
-            tf.reduce_mean(advantage.loss, axis=2),
-            tf.reduce_mean(actor, axis=2),
-            tf.reduce_mean(tf.abs(v_tm1[:, None] + a_tm1), axis=2),
-            tf.reduce_mean(v_tm1, axis=1),
-            tf.reduce_mean(tf.abs(v_tm1), axis=1),
-            tf.reduce_mean(a_mu, axis=2),
-            tf.reduce_mean(tf.abs(a_mu), axis=2),
-            tf.reduce_mean(self.space.action(units), axis=2),
+            value_loss=masked_mean(value.loss, self._v_pages(batch)),
+            advantage_loss=tf.reduce_mean(advantage.loss, axis=2),
+            actor_loss=tf.reduce_mean(actor, axis=2),
+            q_abs=tf.reduce_mean(tf.abs(v_tm1[:, None] + a_tm1), axis=2),
+            value_mean=tf.reduce_mean(v_tm1, axis=1),
+            value_abs=tf.reduce_mean(tf.abs(v_tm1), axis=1),
+            value_covered=masked_mean(v_tm1, covered),
+            advantage_mean=tf.reduce_mean(a_mu, axis=2),
+            advantage_abs=tf.reduce_mean(tf.abs(a_mu), axis=2),
+            advantage_covered=masked_mean(a_mu, covered),
+            action_mean=tf.reduce_mean(self.space.action(units), axis=2),
+            action_norm=tf.reduce_mean(tf.norm(inside, axis=3), axis=2),
         )
 
-    def _hidden(self, state: Inputs) -> tuple[tf.Tensor, tf.Tensor]:
-        hidden = self.tower(state)
-        return hidden, tf.stop_gradient(hidden)
+    def value_fit(self, batch: Batch) -> Regression:
+        """Of V alone, one by one [S, B], whoever decided the pages."""
+        v_tm1, v_t = (self.value(self.tower(state)) for state in (batch.state, batch.next_state))
+        return baseline_value(v_tm1, batch.reward, self.gamma * batch.discount, v_t)
 
-    def _ahead(self, state: Inputs) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """V [S, B], A_k [S, K, B] at the policy's own action, and that action: the executed one, hence clipped."""
-        hidden = self.tower(state)
-        units = tf.clip_by_value(self.actor_heads(hidden), self.space.low, self.space.high)
-        advantage = self.advantage_heads(self.advantage_heads.of_state(hidden), units)
-        return self.value(hidden), advantage, self.space.action(units)
+    @property
+    def value_parts(self) -> tuple[tf.Module, ...]:
+        """What pre-training trains: nothing where there is no V."""
+        return () if self._plain else (self.tower, self.value_head)
+
+    def adopt_value(self, other: Ddpg) -> None:
+        for networks in (self.online, self.target.networks):
+            for part, of_other in zip((networks.tower, networks.value_head), other.value_parts, strict=True):
+                for mine, theirs in zip(part.variables, of_other.variables, strict=True):
+                    mine.assign(theirs)
 
     def _evaluate(self, inputs: Inputs) -> Evaluation:
-        value, advantage, action = self._ahead(for_seeds(inputs, self._seeds))
-        return Evaluation(tf.broadcast_to(for_policies(value, 3), tf.shape(advantage)), advantage, action)
+        states = for_seeds(inputs, self._seeds)
+        value, advantage, units = self.online.ahead(states)
+        value = tf.broadcast_to(for_policies(value, 3), tf.shape(advantage))
+        if self._plain:  # Q_k of the baseline's action is the nearest that it has to the baseline's value
+            value = self.online.at_baseline(states)
+            advantage -= value
+        return Evaluation(value, advantage, self.space.action(units))
 
     def _actor(self, hidden: tf.Tensor, state_part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Loss [S, K, B], mu in units [S, K, B, N], and A at mu [S, K, B].
 
-        The critic is fixed and the tower detached: only the actors' own heads receive a gradient.
+        The critic is fixed, and `hidden` detached from it: only what is the actors' own receives a gradient.
         """
         units = self.actor_heads(hidden)
         inside = tf.stop_gradient(tf.clip_by_value(units, self.space.low, self.space.high))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(inside)
             q = self.advantage_heads(state_part, inside)
-        dq_da = invert_gradient(tape.gradient(q, inside), units, self.space.low, self.space.high)
-        return policy_ascent(units, dq_da), units, q
+        direction = self._steer(tape.gradient(q, inside), units, self.space.low, self.space.high)
+        return policy_ascent(units, direction), units, q
 
     def _step(self, batch: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as critic_tape, tf.GradientTape() as actor_tape:
@@ -127,6 +166,34 @@ class Ddpg(tf.Module):
             of_seed = losses.value_loss + tf.reduce_sum(losses.advantage_loss, axis=1) / self._policies
             critic_loss = tf.reduce_sum(of_seed)  # V and A weigh alike; seeds share no weight
             actor_loss = tf.reduce_sum(tf.where(active, losses.actor_loss, 0.0))
+        of_heads, of_tower = actor_tape.gradient(actor_loss, (self.actor_variables, self.actor_tower_variables))
         self.critic_adam.apply(critic_tape.gradient(critic_loss, self.critic_variables))
-        self.actor_adam.apply(actor_tape.gradient(actor_loss, self.actor_variables), moving=tf.reduce_any(active))
+        self.actor_adam.apply(of_heads, moving=active)
+        self.actor_tower_adam.apply(of_tower, moving=tf.reduce_any(active))
+        self.target.follow()
         return losses._asdict()
+
+
+def _v_data(algorithm: schema.Ddpg) -> Pages:
+    """The pages that V learns from."""
+    if algorithm.critic == "plain":
+        return lambda batch: tf.zeros_like(batch.reward)
+    return {"baseline": lambda batch: batch.by_baseline, "all": lambda batch: tf.ones_like(batch.reward)}[
+        algorithm.v_data
+    ]
+
+
+def _steer(algorithm: schema.Ddpg) -> Callable[..., tf.Tensor]:
+    """What becomes of dQ/da near the clip and beyond."""
+    if algorithm.saturation == "invert":
+        return invert_gradient
+    return partial(penalise_excess, weight=algorithm.penalty_weight or 1.0)
+
+
+def _target(algorithm: schema.Ddpg, online: ActorCritic, make: Callable[[], ActorCritic]) -> Target:
+    match algorithm.target:
+        case "polyak":
+            return Polyak(online, make(), algorithm.target_tau or 0.005)
+        case "periodic":
+            return Periodic(online, make(), algorithm.target_period or 500)
+    return NoTarget(online)

@@ -46,6 +46,16 @@ def invert_gradient(dq_da: tf.Tensor, action: tf.Tensor, low: tf.Tensor, high: t
     return dq_da * room  # [S, K, B, N]
 
 
+def penalise_excess(dq_da: tf.Tensor, action: tf.Tensor, low: tf.Tensor, high: tf.Tensor, weight: float) -> tf.Tensor:
+    """Ascends Q(s, clip(a)) - weight |a - clip(a)|^2: beyond the range only the penalty is left, and it calls back.
+
+    `dq_da` is taken at clip(a).
+    """
+    ranks((dq_da, 4), (action, 4), (low, 1), (high, 1))
+    excess = action - tf.clip_by_value(action, low, high)
+    return tf.where(excess == 0, dq_da, 0.0) - 2 * weight * excess  # [S, K, B, N]
+
+
 def policy_ascent(action: tf.Tensor, dq_da: tf.Tensor) -> tf.Tensor:
     """A loss whose gradient with respect to the action is -dq_da: descending it ascends Q, which stays fixed."""
     ranks((action, 4), (dq_da, 4))
@@ -53,9 +63,11 @@ def policy_ascent(action: tf.Tensor, dq_da: tf.Tensor) -> tf.Tensor:
 
 
 def masked_mean(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Mean over the batch of x where the mask is 1; 0 where it is 1 nowhere. [S, B] -> [S]."""
-    ranks((x, 2), (mask, 2))
-    return tf.reduce_sum(x * mask, axis=1) / tf.maximum(tf.reduce_sum(mask, axis=1), 1.0)
+    """Mean over the batch of x, [S, B] or [S, K, B], where the mask [S, B] is 1; 0 where it is 1 nowhere."""
+    ranks((mask, 2))
+    mask = mask[:, None] if len(x.shape) == 3 else mask
+    ranks((x, len(mask.shape)))
+    return tf.reduce_sum(x * mask, axis=-1) / tf.maximum(tf.reduce_sum(mask, axis=-1), 1.0)
 
 
 def regression(prediction: tf.Tensor, target: tf.Tensor) -> Regression:

@@ -10,6 +10,7 @@ from pipeline.learning.losses import (
     baseline_value,
     invert_gradient,
     masked_mean,
+    penalise_excess,
     policy_ascent,
     residual_advantage,
 )
@@ -72,6 +73,21 @@ def test_inverting_gradients(gradient: float, action: float, expected: float) ->
     np.testing.assert_allclose(inverted, [[[[expected]]]])
 
 
+@pytest.mark.parametrize(
+    ("gradient", "action", "expected"),
+    [
+        (3.0, 0.5, 3.0),  # inside nothing is changed
+        (3.0, 1.0, 3.0),
+        (3.0, 1.5, -2.0),  # 2 * 2 * 0.5 back, whatever Q says of the bound
+        (-3.0, 1.5, -2.0),
+        (-3.0, -1.25, 1.0),
+    ],
+)
+def test_a_penalty_beyond_the_range(gradient: float, action: float, expected: float) -> None:
+    of = (tf.fill([1, 1, 1, 1], gradient), tf.fill([1, 1, 1, 1], action), floats(-1), floats(1))
+    np.testing.assert_allclose(penalise_excess(*of, weight=2.0), [[[[expected]]]])
+
+
 def test_descending_the_actor_loss_ascends_q() -> None:
     action, dq_da = tf.constant([[[[0.5, 1.0]]]]), tf.constant([[[[2.0, -3.0]]]])
     with tf.GradientTape() as tape:
@@ -86,6 +102,10 @@ def test_descending_the_actor_loss_ascends_q() -> None:
 def test_masked_mean() -> None:
     assert float(masked_mean(column(1, 10, 3), column(1, 0, 1))[0]) == 2
     assert float(masked_mean(column(1, 10, 3), column(0, 0, 0))[0]) == 0
+    of_policies = tf.constant([[[1.0, 10.0, 3.0], [2.0, 20.0, 6.0]]])
+    np.testing.assert_allclose(masked_mean(of_policies, column(1, 0, 1)), [[2, 4]])
+    with pytest.raises(ValueError, match="rank"):
+        masked_mean(column(1, 2)[..., None, None], column(1, 2))
 
 
 def test_a_column_among_vectors_is_refused() -> None:
