@@ -26,52 +26,32 @@ With close = impression time + longest window:
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from msgspec import Struct
-
-from pipeline.records import Event, Fate, Feedback, FeedbackKind, Impression, Item, Labels, Page, SetAside, Stamp
+from pipeline.records import Event, Fate, Feedback, FeedbackKind, Impression, Page, SetAside, Stamp
+from pipeline.transitions.labels import item_labels
 from pipeline.transitions.rules import Rules
+from pipeline.transitions.waiting import (
+    Bucket,
+    Copy,
+    Desk,
+    Heard,
+    Joiner,
+    Stamped,
+    close_ms,
+    given_up_ms,
+    page_by_ms,
+    record_id,
+    slot_end_ms,
+    stamp_of,
+)
 
-_NO_LABELS = Labels()
 _FULL = Fate.ORPHAN, "session_full"
-
-
-class Stamped(NamedTuple):
-    stamp: Stamp
-    event: Event
-
-
-class Copy(Struct, frozen=True, gc=False, array_like=True):
-    stamp: Stamp
-    impression: Impression
-
-
-class Heard(Struct, frozen=True, gc=False, array_like=True):
-    stamp: Stamp
-    feedback: Feedback
-
-
-class Bucket(Struct, frozen=True, gc=False, array_like=True):
-    """What was read for one request and is not decided yet."""
-
-    due_ms: int
-    copies: tuple[Copy, ...]  # on time
-    heard: tuple[Heard, ...]
-
-
-class Joiner(Struct, frozen=True, gc=False, array_like=True):
-    buckets: dict[str, Bucket] = {}  # by request id
-    agenda: tuple[tuple[int, str], ...] = ()  # (due, request id) of each bucket, sorted
-    owned: dict[str, int] = {}  # closed request id -> last stamp its page owns; in the order of closing
-    intake: dict[int, tuple[int, int]] = {}  # partition -> its last slot, how many events were read in it
 
 
 def read(rules: Rules, joiner: Joiner, events: Iterable[Stamped]) -> tuple[Joiner, list[SetAside]]:
     """Put events into their buckets. What no later record can change is set aside at once."""
-    desk = _Desk(joiner)
+    desk = Desk(joiner)
     aside = []
     for stamp, event in events:
         if isinstance(event, Impression):
@@ -87,7 +67,7 @@ def decide(rules: Rules, joiner: Joiner, watermark_ms: int) -> tuple[Joiner, lis
     """Make every decision that is due at or before the watermark, in time order, and forget what may be forgotten."""
     if joiner.agenda and joiner.agenda[0][0] > watermark_ms:
         return joiner, []
-    desk = _Desk(joiner)
+    desk = Desk(joiner)
     desk.owned = dict(desk.owned)
     outputs: list[Page | SetAside] = []
     while desk.agenda and desk.agenda[0][0] <= watermark_ms:
@@ -102,60 +82,11 @@ def decide(rules: Rules, joiner: Joiner, watermark_ms: int) -> tuple[Joiner, lis
     return desk.freeze(), outputs
 
 
-def next_due_ms(joiner: Joiner) -> int | None:
-    return joiner.agenda[0][0] if joiner.agenda else None
-
-
-def forget_due_ms(rules: Rules, joiner: Joiner) -> int | None:
-    """When the last closed page and the last slot may be forgotten."""
-    last_stamps = [*joiner.owned.values(), *(_slot_end_ms(rules, slot) for slot, _ in joiner.intake.values())]
-    return max(last_stamps) - rules.lateness_ms + 1 if last_stamps else None
-
-
-def waiting(joiner: Joiner) -> list[str]:
-    """`partition:offset` of what is in the buckets."""
-    stamps = [copy.stamp for bucket in joiner.buckets.values() for copy in bucket.copies]
-    stamps += [heard.stamp for bucket in joiner.buckets.values() for heard in bucket.heard]
-    return [_record_id(stamp) for stamp in stamps]
-
-
 # Reading -----------------------------------------------------------------------------------------------------------
 
 
-class _Desk:
-    """Working copies of a Joiner's collections for the length of one call; `owned` is the original until replaced."""
-
-    def __init__(self, joiner: Joiner) -> None:
-        self.buckets = dict(joiner.buckets)
-        self.agenda = list(joiner.agenda)
-        self.owned = joiner.owned
-        self.intake = dict(joiner.intake)
-
-    def freeze(self) -> Joiner:
-        return Joiner(self.buckets, tuple(self.agenda), self.owned, self.intake)
-
-    def admit(self, rules: Rules, stamp: Stamp) -> bool:
-        """Whether the session may have one more event in the stamp's slot."""
-        slot = stamp.appended_at_ms // rules.intake_ms
-        current, count = self.intake.get(stamp.partition, (slot, 0))
-        count = 1 if slot > current else count + 1
-        self.intake[stamp.partition] = max(slot, current), count
-        return count <= rules.max_events
-
-    def take(self, request_id: str) -> Bucket:
-        bucket = self.buckets.pop(request_id)
-        del self.agenda[bisect_left(self.agenda, (bucket.due_ms, request_id))]
-        return bucket
-
-    def put(self, rules: Rules, request_id: str, copies: tuple[Copy, ...], heard: tuple[Heard, ...]) -> None:
-        if copies or heard:
-            due_ms = _due_ms(rules, copies, heard)
-            self.buckets[request_id] = Bucket(due_ms, copies, heard)
-            insort(self.agenda, (due_ms, request_id))
-
-
-def _read_impression(rules: Rules, desk: _Desk, stamp: Stamp, event: Impression) -> tuple[Fate, str] | None:
-    if stamp.appended_at_ms > _close_ms(rules, event) + rules.lateness_ms:
+def _read_impression(rules: Rules, desk: Desk, stamp: Stamp, event: Impression) -> tuple[Fate, str] | None:
+    if stamp.appended_at_ms > close_ms(rules, event) + rules.lateness_ms:
         return Fate.LATE, "transport"
     if not desk.admit(rules, stamp):
         return _FULL
@@ -171,7 +102,7 @@ def _read_impression(rules: Rules, desk: _Desk, stamp: Stamp, event: Impression)
     return None
 
 
-def _read_feedback(rules: Rules, desk: _Desk, stamp: Stamp, event: Feedback) -> tuple[Fate, str] | None:
+def _read_feedback(rules: Rules, desk: Desk, stamp: Stamp, event: Feedback) -> tuple[Fate, str] | None:
     if not desk.admit(rules, stamp):
         return _FULL
     request_id = event.request_id
@@ -190,36 +121,12 @@ def _read_feedback(rules: Rules, desk: _Desk, stamp: Stamp, event: Feedback) -> 
 # Deciding ----------------------------------------------------------------------------------------------------------
 
 
-def _close_ms(rules: Rules, impression: Impression) -> int:
-    return impression.time_ms + rules.longest_window_ms
-
-
-def _page_by_ms(rules: Rules, heard: Heard) -> int:
-    """The last stamp that an impression may have to be this feedback's page; but not before the feedback itself."""
-    last_close = heard.feedback.time_ms + rules.skew_ms + rules.longest_window_ms
-    return max(last_close + rules.lateness_ms, heard.stamp.appended_at_ms)
-
-
-def _given_up_ms(rules: Rules, heard: Heard) -> int:
-    return _page_by_ms(rules, heard) - rules.lateness_ms + 1
-
-
-def _due_ms(rules: Rules, copies: tuple[Copy, ...], heard: tuple[Heard, ...]) -> int:
-    if copies:
-        return _close_ms(rules, min(copies, key=_stamp).impression) + 1
-    return min(_given_up_ms(rules, each) for each in heard)
-
-
-def _stamp(read: Copy | Heard) -> Stamp:
-    return read.stamp
-
-
 def _close(
-    rules: Rules, desk: _Desk, bucket: Bucket, outputs: list[Page | SetAside]
+    rules: Rules, desk: Desk, bucket: Bucket, outputs: list[Page | SetAside]
 ) -> tuple[tuple[Copy, ...], tuple[Heard, ...]]:
     """Emit the bucket's page and all that it owns. Returns what is stamped after that."""
-    first, *others = sorted(bucket.copies, key=_stamp)
-    last_stamp = _close_ms(rules, first.impression) + rules.lateness_ms + rules.remember_ms
+    first, *others = sorted(bucket.copies, key=stamp_of)
+    last_stamp = close_ms(rules, first.impression) + rules.lateness_ms + rules.remember_ms
     joined = _judge(rules, first, [h for h in bucket.heard if h.stamp.appended_at_ms <= last_stamp], outputs)
     outputs.append(_page(rules, first.impression, joined))
     for copy in others:
@@ -237,7 +144,7 @@ def _close(
 def _judge(rules: Rules, page: Copy, heard: Sequence[Heard], outputs: list[Page | SetAside]) -> list[Feedback]:
     """The feedback that the page joins; the rest is set aside."""
     joined: dict[str, Feedback] = {}
-    for each in sorted(heard, key=_stamp):
+    for each in sorted(heard, key=stamp_of):
         fate = _objection(rules, page, each)
         if fate is None and each.feedback.event_id in joined:
             fate = Fate.DUPLICATE, "event_id"
@@ -251,9 +158,9 @@ def _judge(rules: Rules, page: Copy, heard: Sequence[Heard], outputs: list[Page 
 def _objection(rules: Rules, page: Copy, heard: Heard) -> tuple[Fate, str] | None:
     """Why the page cannot have this feedback."""
     impression, feedback = page.impression, heard.feedback
-    if page.stamp.appended_at_ms > _page_by_ms(rules, heard):
+    if page.stamp.appended_at_ms > page_by_ms(rules, heard):
         return Fate.ORPHAN, "no_page"
-    if heard.stamp.appended_at_ms > _close_ms(rules, impression) + rules.lateness_ms:
+    if heard.stamp.appended_at_ms > close_ms(rules, impression) + rules.lateness_ms:
         return Fate.LATE, "transport"
     age_ms = feedback.time_ms - impression.time_ms
     if not -rules.skew_ms <= age_ms <= rules.windows_ms[feedback.kind]:
@@ -268,46 +175,21 @@ def _objection(rules: Rules, page: Copy, heard: Heard) -> tuple[Fate, str] | Non
 def _page(rules: Rules, impression: Impression, feedback: list[Feedback]) -> Page:
     shown = not rules.deferred or any(f.kind is FeedbackKind.SHOWN for f in feedback)
     labels = item_labels(impression.items, feedback)
-    return Page(impression, labels, tuple(feedback), _close_ms(rules, impression), shown)
-
-
-def item_labels(items: Sequence[Item], feedback: Iterable[Feedback]) -> tuple[Labels, ...]:
-    """One label per item. An item that is on the page twice has its feedback counted at its first place."""
-    by_item: dict[str, list[Feedback]] = {}
-    for event in feedback:
-        if event.item_id is not None:
-            by_item.setdefault(event.item_id, []).append(event)
-    if not by_item:
-        return (_NO_LABELS,) * len(items)
-    return tuple([_item_label(by_item.pop(i.item_id)) if i.item_id in by_item else _NO_LABELS for i in items])
-
-
-def _item_label(feedback: Iterable[Feedback]) -> Labels:
-    clicks, orders = 0, 0
-    order_value, dwell_s = _NO_LABELS.order_value, _NO_LABELS.dwell_s  # omit_defaults goes by identity
-    for event in feedback:
-        if event.kind is FeedbackKind.CLICK:
-            clicks += 1
-        elif event.kind is FeedbackKind.ORDER:
-            orders += 1
-            order_value += event.value
-        elif event.kind is FeedbackKind.DWELL:
-            dwell_s += event.value
-    return Labels(clicks, orders, order_value, dwell_s)
+    return Page(impression, labels, tuple(feedback), close_ms(rules, impression), shown)
 
 
 def _give_up(rules: Rules, bucket: Bucket, now_ms: int, outputs: list[Page | SetAside]) -> tuple[Heard, ...]:
     """Set feedback aside for which no page can come any more. Returns the rest."""
     waiting = []
-    for each in sorted(bucket.heard, key=_stamp):
-        if _given_up_ms(rules, each) <= now_ms:
+    for each in sorted(bucket.heard, key=stamp_of):
+        if given_up_ms(rules, each) <= now_ms:
             outputs.append(_set_aside(each.stamp, each.feedback, (Fate.ORPHAN, "no_page")))
         else:
             waiting.append(each)
     return tuple(waiting)
 
 
-def _forget(rules: Rules, desk: _Desk, watermark_ms: int) -> None:
+def _forget(rules: Rules, desk: Desk, watermark_ms: int) -> None:
     """Drop slots that no stamp to come is in, and pages that own none.
 
     Stops at the first page that owns one: they are in the order of closing.
@@ -320,17 +202,8 @@ def _forget(rules: Rules, desk: _Desk, watermark_ms: int) -> None:
         over.append(request_id)
     for request_id in over:
         del desk.owned[request_id]
-    desk.intake = {p: (slot, n) for p, (slot, n) in desk.intake.items() if _slot_end_ms(rules, slot) >= unread_ms}
-
-
-def _slot_end_ms(rules: Rules, slot: int) -> int:
-    """The last stamp in a slot."""
-    return (slot + 1) * rules.intake_ms - 1
+    desk.intake = {p: (slot, n) for p, (slot, n) in desk.intake.items() if slot_end_ms(rules, slot) >= unread_ms}
 
 
 def _set_aside(stamp: Stamp, event: Event, fate: tuple[Fate, str]) -> SetAside:
-    return SetAside(_record_id(stamp), *fate, stamp.appended_at_ms, event)
-
-
-def _record_id(stamp: Stamp) -> str:
-    return f"{stamp.partition}:{stamp.offset}"
+    return SetAside(record_id(stamp), *fate, stamp.appended_at_ms, event)

@@ -16,10 +16,10 @@ from msgspec import Struct
 from pipeline.errors import PageturnError
 from pipeline.logs import log
 from pipeline.records import Episode, Fate, Page, SetAside, Transition
-from pipeline.transitions import episodes, joining
+from pipeline.transitions import episodes, joining, waiting
 from pipeline.transitions.episodes import Collector
-from pipeline.transitions.joining import Joiner, Stamped
 from pipeline.transitions.rules import Rules
+from pipeline.transitions.waiting import Joiner, Stamped
 
 __all__ = [
     "Output",
@@ -104,7 +104,7 @@ def open_events(state: SessionState | None) -> list[str]:
     """`partition:offset` of the events that are neither in an output yet nor set aside."""
     if state is None:
         return []
-    return joining.waiting(state.joiner)
+    return waiting.undecided(state.joiner)
 
 
 def encode_state(state: SessionState) -> bytes:
@@ -143,7 +143,7 @@ def _turn(rules: Rules, joiner: Joiner, collector: Collector, outputs: list[Outp
 
 def _wake_ms(rules: Rules, joiner: Joiner, collector: Collector) -> int | None:
     """When the next decision is due. Forgetting sways none, so it waits until it is all that is left to do."""
-    joiner_ms, collector_ms = joining.next_due_ms(joiner), collector.due_ms
+    joiner_ms, collector_ms = waiting.next_due_ms(joiner), collector.due_ms
     if joiner_ms is None:
-        return joining.forget_due_ms(rules, joiner) if collector_ms is None else collector_ms
+        return waiting.forget_due_ms(rules, joiner) if collector_ms is None else collector_ms
     return joiner_ms if collector_ms is None else min(joiner_ms, collector_ms)
