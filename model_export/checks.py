@@ -14,12 +14,13 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from model_export.candidate import Candidate
+from model_export.evaluation.evidence import Evidence as BucketEvidence
 from pipeline.config.schema import ActionDimension, Dense, Feature, FeatureConfig, ZScore
 from pipeline.features.moments import Moments
 
 Actions = Sequence[Sequence[float]]  # [n probes][n dimensions]
-Tier = Literal["bootstrap", "every_version"]
-Outcome = Literal["accepted", "refused", "kept", "superseded"]
+Tier = Literal["bootstrap", "every_version", "bucket"]
+Outcome = Literal["accepted", "refused", "kept", "superseded", "certified", "ended"]
 Evidence = Literal["no_baseline_yet", "not_enough_evidence"]
 
 _INSIDE = 1e-5  # of the range: rounding of float32 at a bound
@@ -42,6 +43,7 @@ class Verdict(Struct, frozen=True):
 
     kept: nothing wrong with the candidate, but the version in use stays (frozen by an operator, servers out of reach).
     superseded: a newer candidate was there before this one was looked at.
+    certified, ended: of an epoch of the policy's buckets, in the tier "bucket"; see `model_export/certifying.py`.
     """
 
     candidate: str
@@ -59,6 +61,7 @@ class Verdict(Struct, frozen=True):
     last_transition: str | None = None  # id of the newest that was ingested when the candidate was made
     updates: int | None = None  # the trainer's, until then; None: the candidate was not looked at
     moved: float | None = None  # mean |action - baseline| on the probes, in ranges; 0: it is the baseline
+    bucket: BucketEvidence | None = None  # of the tier "bucket"
 
 
 class Reference(NamedTuple):

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from model_export.bootstrap import bootstrap as bootstrap
 from model_export.bootstrap import bootstrap_missing
 from model_export.candidate import list_candidates
+from model_export.certifying import Certifier
 from model_export.checks import Verdict
 from model_export.desired import DesiredState
 from model_export.housekeeping import tidy
@@ -27,6 +28,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.features.stored_vectors import StoredVectors
+from pipeline.logs.log import EventLog
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.store import KeyValueStore, StoreError
@@ -47,12 +49,15 @@ class Summary(Struct):
     kept: dict[str, int] = field(default_factory=dict)  # by reason
     superseded: int = 0
     evidence: dict[str, int] = field(default_factory=dict)  # by state of the second tier
+    concluded: dict[str, int] = field(default_factory=dict)  # epochs of the second tier, by outcome
 
     def count(self, verdict: Verdict) -> None:
         if verdict.outcome == "accepted":
             self.accepted += 1
         elif verdict.outcome == "superseded":
             self.superseded += 1
+        elif verdict.tier == "bucket":
+            self.concluded[verdict.outcome] = self.concluded.get(verdict.outcome, 0) + 1
         else:
             reasons = self.refused if verdict.outcome == "refused" else self.kept
             reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
@@ -76,16 +81,21 @@ def run_controller(
     poll_s: float = 0.2,
     on_step: Callable[[str, str], None] | None = None,
     metrics: Metrics | None = None,
+    log: EventLog | None = None,
 ) -> Summary:
     """Publish until `stop` is set, or (`until_idle`) until no candidate is left to judge.
 
     `holder` names this process in the lease: unique. `served_models` is where the model servers see `models`, if
     elsewhere. A lost lease, and a store or a volume out of reach, are waited for; with `until_idle` they are raised.
+    `log` is where the transitions are, for a config with `publish.certification`.
 
     Raises: ControllerError, VolumeError, StoreError, LeaseLost.
     """
     if not servers:
         message = "expected at least one model server: without one no candidate can be probed"
+        raise ControllerError(message)
+    if config.publish.certification is not None and log is None:
+        message = "publish.certification: expected the event log to gather evidence from, found none; give --log"
         raise ControllerError(message)
 
     def pause() -> None:
@@ -106,6 +116,7 @@ def run_controller(
         pause=pause,
         on_step=on_step or _log_step,
         metrics=metrics or Metrics(CONTROLLER),
+        log=log,
     )
     summary = Summary()
     try:
@@ -142,12 +153,22 @@ def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None
     _await_lease(site, until_idle)
     site.metrics.gauge("holds_lease", 1)
     verdicts = VerdictLog(site.models, site.store, site.prefix)
-    state = take_over(site, verdicts)
+    state, certifier = take_over(site, verdicts), _certifier(site)
     while True:
         state, busy = _round(site, verdicts, state, staging, summary)
+        if certifier is not None:
+            looked = certifier.look(verdicts, state)
+            state, busy = looked.state, busy or looked.busy
+            for verdict in looked.drawn:
+                _count(site, summary, verdict)
         if until_idle and not busy:
             return
         site.pause()
+
+
+def _certifier(site: Site) -> Certifier | None:
+    rules = site.config.publish.certification
+    return None if rules is None or site.log is None else Certifier(site, site.log, rules)
 
 
 def _await_lease(site: Site, until_idle: bool) -> None:

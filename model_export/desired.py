@@ -18,6 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from model_export.checks import Verdict
+from model_export.evaluation.evidence import Epoch
 from model_export.lease import LeaseLost
 from pipeline import durable
 from pipeline.serving.models_config import ServedModel, render
@@ -55,6 +56,7 @@ class PolicyState(Struct, frozen=True, omit_defaults=True):
     pointer: Pointer = Pointer()  # as last seen in the store, to fill it again
     loaded: tuple[Loaded, ...] = ()  # by version
     pending: Pending | None = None
+    epoch: Epoch | None = None  # of the second tier; None: no evidence was gathered yet
 
     def versions(self) -> tuple[int, ...]:
         return tuple(entry.version for entry in self.loaded)

@@ -14,6 +14,7 @@ from model_export.lease import Lease
 from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.features.encoder import Encoder
+from pipeline.logs.log import EventLog
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics
 from pipeline.serving.client import Prediction, VersionStatus
@@ -54,6 +55,7 @@ class Site:
     on_step: Callable[[str, str], None]  # (policy, step just done): for logs and traces
     rpc_timeout_s: float = 5.0
     metrics: Metrics = field(default_factory=lambda: Metrics(CONTROLLER))
+    log: EventLog | None = None  # where transitions are, for evidence; None where none is gathered
 
     @property
     def prefix(self) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from model_export.certifying import read_evidence
 from model_export.checks import Verdict
 from model_export.desired import Loaded, Pending, PolicyState, read_desired
+from model_export.evaluation.evidence import Evidence
 from model_export.housekeeping import HEARTBEAT_MS
 from model_export.site import Server
 from model_export.verdicts import read_verdicts
@@ -34,6 +36,7 @@ class PolicyStatus(Struct, frozen=True):
     agents: dict[int, int]  # version -> how many agents use it
     last_verdict: Verdict | None
     accepted_ms: int | None  # when the last candidate was accepted
+    evidence: Evidence | None = None  # of the open epoch, at the controller's last look
 
 
 class Status(Struct, frozen=True):
@@ -55,6 +58,7 @@ def status(
     pointers = read_pointers(store, config.kv_prefix, config.learned_policies())
     heartbeats = [beat for beat in read_heartbeats(store, config.kv_prefix) if now_ms - beat.time_ms < HEARTBEAT_MS]
     last, accepted = _last_verdicts(models)
+    evidence = read_evidence(models)
     policies = []
     for name, pointer in pointers.items():
         model = config.model_name(name)
@@ -70,6 +74,7 @@ def status(
                 agents=_agents(heartbeats, name),
                 last_verdict=last.get(name),
                 accepted_ms=accepted.get(name),
+                evidence=evidence.get(name),
             )
         )
     return Status(tuple(policies), desired.fence if desired else None)

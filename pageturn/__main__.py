@@ -235,8 +235,10 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
     help="HOST:PORT of each model server, or dns:///NAME:PORT for all that have the name at the time.",
 )
 @options("server_tls")
+@click.option("--log", "log_url", help="Event log; for a config with publish.certification, whose evidence is there.")
 def control(
     config_path: Path,
+    log_url: str | None,
     store_url: str,
     staging: Path,
     models: Path,
@@ -248,6 +250,7 @@ def control(
     """Publish good candidates, and say why others were refused."""
     from model_export.controller import run_controller
     from pipeline.config.reading import load_config
+    from pipeline.logs.opening import open_log
     from pipeline.monitoring.catalogue import CONTROLLER
     from pipeline.monitoring.metrics import Metrics, exposed
     from pipeline.serving.fleet import Fleet, connector
@@ -256,6 +259,7 @@ def control(
     feature_config, stop = load_config(config_path), stop_signal()
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url)))
+        log = stack.enter_context(closing(open_log(log_url))) if log_url else None
         fleet = stack.enter_context(closing(Fleet(servers, connect=connector(server_tls))))
         metrics = Metrics(CONTROLLER)
         stack.enter_context(exposed(metrics, metrics_address))
@@ -263,6 +267,7 @@ def control(
         done = run_controller(
             feature_config, store, fleet, staging, models,
             holder=_process_name("controller"), clock_ms=_now_ms, stop=stop, until_idle=until_idle, metrics=metrics,
+            log=log,
         )  # fmt: skip
     click.echo(_verdicts(done))
 
@@ -373,7 +378,8 @@ def _verdicts(done: Summary) -> str:
     for outcome, reasons in (("refused", done.refused), ("kept back", done.kept)):
         why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         parts.append(f"{sum(reasons.values())} {outcome}" + (f" ({why})" if why else ""))
-    return ", ".join([*parts, f"{done.superseded} superseded"])
+    parts += [f"{done.superseded} superseded", *(f"{n} epochs {name}" for name, n in sorted(done.concluded.items()))]
+    return ", ".join(parts)
 
 
 def _process_name(part: str) -> str:

@@ -85,7 +85,7 @@ def command(run: Run, name: str) -> list[str]:
         "archive": ("archive", *log, "--to", run.archive),
         "trainer": ("train", *config, *log, *store, "--state", run.trainer, *staging),
         "bootstrap": ("bootstrap", *config, *store, *staging, *models),
-        "controller": ("control", *config, *store, *staging, *models, *server),
+        "controller": ("control", *config, *log, *store, *staging, *models, *server),
         "model-server": ("model-server", *models, "--port", run.record.server_port),
         "agent": ("agent", *config, *log, *store, *server, "--port", run.record.agent_port, "--drain-s", 0),
     }

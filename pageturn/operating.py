@@ -13,6 +13,7 @@ import click
 from pageturn.options import FILE, FOLDER, TARGET, options, stop_signal
 
 if TYPE_CHECKING:
+    from model_export.evaluation.evidence import Evidence
     from model_export.status import PolicyStatus
     from pageturn.run import Run
     from pageturn.supervisor import PartEvent
@@ -120,6 +121,18 @@ def _policy_rows(policy: PolicyStatus) -> Iterator[tuple[str, str]]:
     if verdict is not None:
         because = f": {verdict.detail}" if verdict.detail else ""
         yield "last verdict", f"{verdict.outcome} candidate {verdict.candidate}{because}"
+    if policy.evidence is not None:
+        yield "evidence", _standing(policy.evidence)
+
+
+def _standing(found: Evidence) -> str:
+    """Of the open epoch, against the baseline."""
+    units = f"epoch {found.epoch}, {found.policy.units} units against {found.baseline.units}"
+    difference = found.difference
+    if difference.mean is None or difference.low is None or difference.high is None:
+        return f"{units}: nothing yet"
+    bounds = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}] per unit"
+    return f"{units}: {bounds}; {found.conclusion.replace('_', ' ')} ({found.reason.replace('_', ' ')})"
 
 
 @click.command()

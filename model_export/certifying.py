@@ -1,0 +1,217 @@
+"""The second tier at work: follows the transitions, and draws from the evidence of an epoch what follows from it.
+
+certified   the policy as it now stands is the version to come back to, and a new epoch begins
+ended       the bucket goes back to the last certified version, publishing is frozen until an operator has looked (the
+            trainer would publish the same again), and a new epoch begins
+
+Every conclusion is a verdict, on the candidate "epoch-<number>", with all numbers; how things stand meanwhile is in
+<models>/evidence.json. All of it can be made again from the log: a controller that takes over reads it anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from model_export.checks import Verdict
+from model_export.desired import DesiredState, PolicyState, follow
+from model_export.evaluation.evidence import Epoch, Evidence, Plan, evidence
+from model_export.evaluation.units import SeenPage, Unit, Units, Window
+from model_export.publisher import record
+from model_export.site import Site
+from model_export.verdicts import Judged, VerdictLog
+from pipeline import durable
+from pipeline.config.schema import Certification
+from pipeline.events import EventError, decode
+from pipeline.logs.log import TRANSITIONS, EventLog, LogError, Record, has_topic
+from pipeline.logs.ordered import OrderedReader
+from pipeline.stores.published import Pointer, change_pointer
+
+EVIDENCE = "evidence.json"
+_READ = 2_000  # records between two looks at the candidates
+_SHARE = 0.005  # of the units: so many new ones are worth another look, or looking would cost ever more
+_LOG = logging.getLogger(__name__)
+
+
+class _Case(Struct):
+    """A policy's open epoch."""
+
+    plan: Plan
+    epoch: Epoch
+    units: Units
+    settled: list[Unit]
+    looked: int = -1  # how many had settled at the last look
+    found: Evidence | None = None
+
+
+class Looked(NamedTuple):
+    state: DesiredState
+    busy: bool  # there was something to read
+    drawn: tuple[Verdict, ...]
+
+
+class Certifier:
+    """Of one term of a controller. Owns the reader, not the log."""
+
+    def __init__(self, site: Site, log: EventLog, rules: Certification) -> None:
+        self._site, self._log, self._rules = site, log, rules
+        self._reader: OrderedReader | None = None
+        self._cases: dict[str, _Case] = {}
+        self._read_ms = 0  # when records were last read
+
+    def look(self, verdicts: VerdictLog, state: DesiredState) -> Looked:
+        """One round. A log out of reach is no reason not to publish: evidence waits for it."""
+        state = self._begun(verdicts, state)
+        self._open(state)
+        try:
+            records = self._read()
+        except LogError as error:
+            _LOG.warning("evidence: %s; reading the transitions again from their start", error)
+            self._forget()
+            return Looked(state, False, ())
+        for each in records:
+            self._take(each)
+        drawn = []
+        for policy in state.policies:
+            if policy in self._cases and state.policies[policy].pending is None:
+                state, verdict = self._conclude(verdicts, state, policy)
+                drawn += [verdict] if verdict else []
+        return Looked(state, bool(records), tuple(drawn))
+
+    def _begun(self, verdicts: VerdictLog, state: DesiredState) -> DesiredState:
+        """Every policy that has its first version has an epoch, which begins now where it has none. It is the first,
+        unless the desired state was lost: what earlier ones have spent is spent."""
+        for name, policy in state.policies.items():
+            if policy.pointer.stable is not None and policy.epoch is None:
+                past = (n for n in count(1) if verdicts.verdict_on(name, _name(n)) is None)
+                state = self._site.write(state, name, replace(policy, epoch=Epoch(next(past), self._site.clock_ms())))
+        return state
+
+    def _open(self, state: DesiredState) -> None:
+        """A case for every epoch. One that began before what was read needs all of it: the log is read again."""
+        epochs = {name: policy.epoch for name, policy in state.policies.items() if policy.epoch is not None}
+        if any(name not in self._cases and epoch.started_ms < self._read_ms for name, epoch in epochs.items()):
+            self._forget()
+        for name, epoch in epochs.items():
+            if name not in self._cases or self._cases[name].epoch != epoch:
+                self._cases[name] = self._case(name, epoch)
+
+    def _forget(self) -> None:
+        self._reader, self._cases, self._read_ms = None, {}, 0
+
+    def _case(self, policy: str, epoch: Epoch) -> _Case:
+        plan = Plan.of(self._site.config, policy, self._rules)
+        window = Window.of(self._site.config, epoch.started_ms, self._rules.horizon, plan.ours | plan.theirs)
+        return _Case(plan, epoch, Units(window), [])
+
+    def _read(self) -> list[Record]:
+        if self._reader is None:
+            if not has_topic(self._log, TRANSITIONS):
+                return []
+            skew_ms = self._site.config.stream.clock_skew
+            self._reader = OrderedReader(self._log, TRANSITIONS, None, self._site.clock_ms, skew_ms)
+        self._read_ms = self._site.clock_ms()
+        return self._reader.poll(_READ)
+
+    def _take(self, each: Record) -> None:
+        try:
+            page = decode(each.payload, SeenPage)
+        except EventError as error:
+            _LOG.warning("evidence: partition %d, offset %d: %s; left out", each.partition, each.offset, error)
+            return
+        for case in self._cases.values():
+            case.units.take(each.partition, page)
+
+    def _conclude(self, verdicts: VerdictLog, state: DesiredState, policy: str) -> tuple[DesiredState, Verdict | None]:
+        """The verdict first, so that a crash after it does what it says and does not judge again."""
+        case, verdict = self._cases[policy], None
+        judged = verdicts.verdict_on(policy, _name(case.epoch.number))
+        if judged is None:
+            found = self._evidence(case)
+            if found is None or found.conclusion == "not_enough":
+                return state, None
+            verdict = record(self._site, verdicts, _verdict(policy, state.policies[policy], found))
+            judged = Judged(verdict.outcome, verdict.version, verdict.reason, verdict.detail)
+        self._site.on_step(policy, "concluded")
+        changed = _certified(state.policies[policy], judged)
+        if judged.outcome == "ended":
+            changed = replace(changed, pointer=self._sent_back(policy, changed))
+        changed = replace(changed, epoch=Epoch(case.epoch.number + 1, self._site.clock_ms()))
+        return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
+
+    def _evidence(self, case: _Case) -> Evidence | None:
+        """None where too little has settled since the last look for another."""
+        case.settled += case.units.settle()
+        if len(case.settled) <= case.looked * (1 + _SHARE):
+            return None
+        case.looked = len(case.settled)
+        case.found = evidence(case.plan, case.epoch, case.settled, case.units.late)
+        standing = {name: each.found for name, each in self._cases.items() if each.found is not None}
+        durable.write(self._site.models / EVIDENCE, msgspec.json.format(msgspec.json.encode(standing), indent=1))
+        return case.found
+
+    def _sent_back(self, policy: str, state: PolicyState) -> Pointer:
+        """To the certified version, frozen. Where that is what serves, its exploration is what costs: nothing else is
+        left to take back but the policy itself, which is for an operator to decide."""
+
+        def back(now: Pointer) -> Pointer:
+            if now.fence > self._site.lease.token:
+                self._site.lease.lost()
+            previous = now.previous if now.stable == state.certified else now.stable
+            fence = self._site.lease.token
+            return replace(
+                now, stable=state.certified, previous=previous, canary=None, share=0.0, frozen=True, fence=fence
+            )
+
+        self._site.lease.check()
+        return change_pointer(self._site.store, self._site.prefix, policy, back)[1]
+
+
+def read_evidence(models: Path) -> dict[str, Evidence]:
+    """How the open epochs stood at the last look; empty where no evidence is gathered, or by another build."""
+    try:
+        return msgspec.json.decode((models / EVIDENCE).read_bytes(), type=dict[str, Evidence])
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return {}
+
+
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch}"
+
+
+def _verdict(policy: str, state: PolicyState, found: Evidence) -> Verdict:
+    stable = state.pointer.stable
+    return Verdict(
+        candidate=_name(found.epoch),
+        policy=policy,
+        tier="bucket",
+        outcome="certified" if found.conclusion == "certified" else "ended",
+        reason=found.reason,
+        detail=_told(found),
+        version=stable.version if stable else None,
+        accepted_before=stable.version if stable else None,
+        certified=state.certified.version if state.certified else None,
+        bucket=found,
+    )
+
+
+def _told(found: Evidence) -> str:
+    difference = found.difference
+    bounds = f"{difference.mean:+.4g} [{difference.low:+.4g}, {difference.high:+.4g}]"
+    units = f"{found.policy.units} units of the policy, {found.baseline.units} of the baseline"
+    return f"reward per unit against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}"
+
+
+def _certified(state: PolicyState, judged: Judged) -> PolicyState:
+    """The version that served when the verdict was made, unless the pointer has moved since: then nothing is certified
+    by it."""
+    stable = state.pointer.stable
+    if judged.outcome == "certified" and stable is not None and stable.version == judged.version:
+        return replace(state, certified=stable)
+    return state

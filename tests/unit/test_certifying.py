@@ -1,0 +1,243 @@
+"""The controller's second tier: evidence from the log's transitions, and what follows from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from model_export.certifying import read_evidence
+from model_export.checks import Verdict
+from model_export.controller import ControllerError, Summary
+from model_export.evaluation.evidence import Epoch
+from model_export.status import status
+from model_export.switches import release
+from model_export.verdicts import read_verdicts
+from pageturn.operating import _policy_rows
+from pipeline.config.schema import Certification, Stream
+from pipeline.events import encode
+from pipeline.logs.log import TRANSITIONS, Entry, EventLog, LogError
+from pipeline.logs.opening import open_log
+from pipeline.records import DecidedBy, Decision, Ending, State, Transition
+
+UNITS = 1_500
+
+
+class Feed:
+    """A world with a log of transitions."""
+
+    def __init__(self, world: Any, log: EventLog) -> None:
+        self.world, self.log = world, log
+        self.rng = np.random.default_rng(1)
+        self.users = 0
+
+    def earn(self, ours: float, theirs: float, units: int = UNITS) -> None:
+        """New users from now on, half of them in the policy's bucket; and one later page, so that they settle."""
+        pages = []
+        for _ in range(units):
+            bucket, mean = ("r", ours) if self.rng.random() < 0.5 else ("b", theirs)
+            pages.append(self.page(bucket, mean + float(self.rng.normal())))
+        self.world.now_ms += 100_000
+        self.append(*pages, self.page("elsewhere", 0.0))
+
+    def page(self, bucket: str, reward: float) -> Transition:
+        self.users += 1
+        self.world.now_ms += 1
+        name, when = f"u{self.users}", self.world.now_ms
+        decision = Decision(DecidedBy.POLICY, "rl", bucket)
+        return Transition(
+            f"{name}@1", name, name, name, when, 0, State(), decision, reward, "1", 0.0, None, Ending.LEAVE
+        )
+
+    def append(self, *pages: Transition) -> None:
+        stamp = self.world.now_ms
+        self.log.append(TRANSITIONS, [Entry(page.user_id, encode(page), stamp) for page in pages])
+
+    def run(self, **arguments: Any) -> Summary:
+        found: Summary = self.world.run(log=self.log, **arguments)
+        return found
+
+    def conclusions(self) -> list[Verdict]:
+        return [verdict for verdict in read_verdicts(self.world.models) if verdict.tier == "bucket"]
+
+    def epoch(self) -> Epoch:
+        epoch: Epoch = self.world.desired().policies["rl"].epoch
+        return epoch
+
+
+@pytest.fixture
+def feed(world: Any, tmp_path: Path) -> Iterator[Feed]:
+    rules = Certification(unit_reward=(-5.0, 10.0), horizon=1_000)
+    publish = replace(world.config.publish, certification=rules)
+    stream = Stream(session_gap=1_000, lateness=0, clock_skew=0)
+    world.config = replace(world.config, publish=publish, stream=replace(stream, attribution=_windows()))
+    with closing(open_log(f"file://{tmp_path}/log")) as log:
+        log.create(TRANSITIONS, 1)
+        feed = Feed(world, log)
+        world.bootstrap()
+        feed.run()
+        yield feed
+
+
+def _windows() -> Any:
+    return replace(Stream().attribution, click=1_000, order=1_000)
+
+
+def published(feed: Feed, transitions: int) -> int:
+    feed.world.candidate(transitions, bias=1.0 + transitions / 10_000)
+    feed.run()
+    version: int = feed.world.pointer().stable.version
+    return version
+
+
+def test_an_epoch_begins_with_the_first_version_and_knows_nothing(feed: Feed) -> None:
+    epoch = feed.epoch()
+    assert epoch.number == 1
+    assert 0 < epoch.started_ms <= feed.world.now_ms
+    assert read_evidence(feed.world.models)["rl"].reason == "no_units"
+
+
+def test_a_better_bucket_is_certified_as_it_now_stands(feed: Feed) -> None:
+    version = published(feed, 1_000)
+    assert feed.world.desired().policies["rl"].certified.version == 1
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+    (verdict,) = feed.conclusions()
+    assert (verdict.candidate, verdict.outcome, verdict.reason) == ("epoch-1", "certified", "better")
+    assert (verdict.version, verdict.certified) == (version, 1)
+    assert verdict.bucket is not None
+    assert verdict.bucket.policy.units + verdict.bucket.baseline.units == UNITS
+    policy = feed.world.desired().policies["rl"]
+    assert policy.certified.version == version == policy.pointer.stable.version
+    assert not policy.pointer.frozen
+    assert policy.epoch.number == 2
+
+
+def test_a_worse_bucket_goes_back_to_the_certified_version_and_waits_for_an_operator(feed: Feed) -> None:
+    version = published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    assert feed.run().concluded == {"ended": 1}
+    pointer = feed.world.pointer()
+    assert (pointer.stable.version, pointer.previous.version, pointer.frozen) == (1, version, True)
+    assert feed.world.desired().policies["rl"].pointer == pointer
+    feed.world.candidate(2_000, bias=1.3)
+    assert feed.run().kept == {"frozen": 1}
+    release(feed.world.store, "fd", "rl")
+    assert published(feed, 3_000) > version
+
+
+def test_the_status_says_how_the_open_epoch_stands(feed: Feed) -> None:
+    assert told(feed) == "epoch 1, 0 units against 0: nothing yet"
+    feed.earn(2.0, 2.0, units=50)
+    feed.run()
+    assert re.fullmatch(
+        r"epoch 1, \d+ units against \d+: \S+ \[\S+, \S+\] per unit; not enough \(interval\)", told(feed)
+    )
+
+
+def told(feed: Feed) -> str:
+    world = feed.world
+    (policy,) = status(world.config, world.store, [world.server], world.models, now_ms=world.now_ms).policies
+    return dict(_policy_rows(policy))["evidence"]
+
+
+def test_where_nothing_is_shown_nothing_is_concluded(feed: Feed) -> None:
+    version = published(feed, 1_000)
+    feed.earn(2.0, 2.0)
+    assert feed.run().concluded == {}
+    standing = read_evidence(feed.world.models)["rl"]
+    assert (standing.conclusion, standing.reason) == ("not_enough", "interval")
+    assert standing.policy.units + standing.baseline.units == UNITS
+    assert (feed.world.pointer().stable.version, feed.epoch().number) == (version, 1)
+
+
+def test_an_epoch_counts_what_came_since_it_began(feed: Feed) -> None:
+    """What certified the first is not counted in the second, which finds the opposite."""
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    second = published(feed, 2_000)
+    feed.earn(1.0, 2.0)
+    feed.run()
+    assert [verdict.outcome for verdict in feed.conclusions()] == ["certified", "ended"]
+    assert feed.conclusions()[1].bucket.policy.units < UNITS
+    assert feed.world.pointer().stable.version == second - 1
+
+
+def test_evidence_goes_on_where_another_controller_left_off(feed: Feed) -> None:
+    """Two halves, neither of which is enough."""
+    published(feed, 1_000)
+    feed.earn(2.4, 2.0, units=1_000)
+    assert feed.run(holder="one").concluded == {}
+    feed.earn(2.4, 2.0, units=1_000)
+    assert feed.run(holder="two").concluded == {"certified": 1}
+    assert feed.conclusions()[0].bucket.policy.units > 900
+
+
+def test_a_crash_after_the_verdict_does_what_it_says_and_judges_once(feed: Feed) -> None:
+    class Crash(Exception):
+        pass
+
+    def crash(policy: str, step: str) -> None:
+        if step == "concluded":
+            raise Crash
+
+    version = published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    quiet, feed.world.on_step = feed.world.on_step, crash
+    with pytest.raises(Crash):
+        feed.run()
+    assert feed.world.pointer().stable.version == version
+    feed.world.on_step = quiet
+    feed.earn(5.0, 2.0)  # would be another conclusion
+    feed.run()
+    assert [verdict.outcome for verdict in feed.conclusions()] == ["ended"]
+    assert feed.world.pointer().stable.version == 1
+    assert feed.epoch().number == 2
+
+
+def test_a_lost_desired_state_does_not_spend_an_epoch_twice(feed: Feed) -> None:
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    (feed.world.models / "desired.json").unlink()
+    feed.run()
+    assert feed.epoch().number == 2
+    assert len(feed.conclusions()) == 1
+
+
+def test_a_log_out_of_reach_does_not_keep_versions_back(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        message = "no broker answers"
+        raise LogError(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feed.log, "end_offsets", refuse)
+        assert published(feed, 1_000) == 2
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+
+
+def test_records_that_are_no_transitions_are_left_out(feed: Feed) -> None:
+    published(feed, 1_000)
+    feed.log.append(TRANSITIONS, [Entry("u", b"{}", feed.world.now_ms)])
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+
+
+def test_without_a_log_a_config_that_certifies_is_refused(feed: Feed) -> None:
+    with pytest.raises(ControllerError, match="expected the event log"):
+        feed.world.run()
+
+
+def test_without_certification_no_evidence_is_gathered(world: Any) -> None:
+    world.bootstrap()
+    world.run()
+    assert read_evidence(world.models) == {}
+    assert world.desired().policies["rl"].epoch is None
