@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Source:
 
     def __init__(self, log: FileLog, url: str, now_ms: int, partitions: int) -> None:
         self.log, self.now_ms = log, now_ms
-        pace = Pace(records_per_element=2, records_per_call=4, call_s=0, step_s=0)
+        pace = Pace(records_per_element=2, records_per_call=4, call_s=0)
         self.read = ReadPartitions(url, [range(partitions)], LATENESS_MS, SKEW_MS, pace, lambda: self.now_ms)
         self.read.setup()
         self.rest, self.watermark = self.read.initial_restriction(0), ManualWatermarkEstimator(None)
@@ -93,6 +94,24 @@ def test_a_call_goes_on_for_its_time_and_ends_when_it_has_its_share(source: Sour
     source.read._pace = source.read._pace._replace(call_s=3_600.0)
     assert [len(offsets) for _, offsets in source.call()] == [2, 2]
     assert source.reached[0] == {0: 4}
+
+
+def test_a_call_that_has_caught_up_reads_at_its_end_what_has_come_since(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(source.log, 1_000)
+    source.read._pace = source.read._pace._replace(call_s=1.0)
+    slept_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept_s.append(seconds)
+        append(source.log, 1_001, 1_002)
+        monkeypatch.setattr(time, "monotonic", lambda: 1e18)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert [offsets for _, offsets in source.call()] == [[(0, 0)], [(0, 1), (0, 2)]]
+    assert len(slept_s) == 1
+    assert 0 < slept_s[0] <= 1
 
 
 def test_the_watermark_is_that_of_the_partition_that_is_least_far(make_source: Callable[[int], Source]) -> None:

@@ -52,6 +52,11 @@ class Broker:
         """Patient by default: the machine may be busy."""
         return f"kafka://{self.address}/{prefix}?{query}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def launch(self) -> None:
         """Start the process; `await_ready` waits until it serves."""
         with (self._folder / "broker.log").open("ab") as log:

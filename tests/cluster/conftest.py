@@ -27,10 +27,10 @@ def flink_job_server(flink_jars: Path, tmp_path_factory: pytest.TempPathFactory)
     return job_server(flink_jars, tmp_path_factory.mktemp("job-server"))
 
 
-@pytest.fixture
-def flink(flink_jars: Path, tmp_path: Path) -> Iterator[Cluster]:
-    """A job manager and two task managers with one slot each."""
-    cluster = Cluster(flink_jars, tmp_path / "flink", free_ports(3))
+@pytest.fixture(scope="session")
+def flink(flink_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A job manager and two task managers with one slot each, for all tests, one after another."""
+    cluster = Cluster(flink_jars, tmp_path_factory.mktemp("flink"), free_ports(3))
     try:
         cluster.start()
         yield cluster
@@ -40,18 +40,23 @@ def flink(flink_jars: Path, tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def start_stream(flink_job_server: Path, tmp_path: Path) -> Iterator[Callable[..., Stream]]:
-    """`pageturn stream --runner flink`; what is left of them is killed at the end."""
+    """`pageturn stream --runner flink`; what is left of them, and of their jobs, is ended at the end."""
     file = tmp_path / "config.yaml"
     file.write_text(feed.CONFIG)
     started: list[Stream] = []
+    clusters: set[Cluster] = set()
 
-    def start(log_url: str, master: str | None = None, parallelism: int = 1) -> Stream:
+    def start(log_url: str, cluster: Cluster | None = None, parallelism: int = 1) -> Stream:
         options = ["--config", file, "--log", log_url, "--state", tmp_path / "state", "--partitions", 4]
         options += ["--flink-job-server", flink_job_server, "--parallelism", parallelism]
-        options += ["--flink-master", master] if master else []
+        if cluster is not None:
+            options += ["--flink-master", cluster.address]
+            clusters.add(cluster)
         started.append(Stream(list(map(str, options)), tmp_path))
         return started[-1]
 
     yield start
     for stream in started:
         stream.kill()
+    for cluster in clusters:
+        cluster.cancel_jobs()

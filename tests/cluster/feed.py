@@ -6,7 +6,9 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config.schema import FeatureConfig
@@ -57,7 +59,21 @@ def make(seed: int, events: int, start_ms: int, span_ms: int) -> list[Entry]:
     return [Entry(f"agent-{rng.randrange(64)}", payload, stamp) for stamp, payload in sent]
 
 
-def produce_live(log: EventLog, entries: Iterable[Entry], stopped: threading.Event) -> None:
+@contextmanager
+def live(log: EventLog, seed: int, events: int, span_ms: int) -> Iterator[Callable[[], None]]:
+    """Events that happen from now on, appended as they do; gives what waits for the last one."""
+    now_ms = time.time_ns() // 1_000_000
+    entries = [e for e in make(seed, events, now_ms, span_ms) if e.appended_at_ms < now_ms + span_ms]
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        appending = thread.submit(_append_live, log, entries, stopped)
+        try:
+            yield appending.result
+        finally:
+            stopped.set()
+
+
+def _append_live(log: EventLog, entries: Iterable[Entry], stopped: threading.Event) -> None:
     """Each when its stamp has come: the log stamps them anew."""
     waiting: list[Entry] = []
     for entry in entries:
@@ -65,7 +81,7 @@ def produce_live(log: EventLog, entries: Iterable[Entry], stopped: threading.Eve
             if waiting:
                 log.append(EVENTS, waiting)
                 waiting = []
-            if stopped.wait(0.02):
+            if stopped.wait(0.05):
                 return
         waiting.append(Entry(entry.key, entry.payload))
     log.append(EVENTS, waiting)

@@ -5,19 +5,22 @@ What Flink's own start scripts work out, the shares of the memory, is written in
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_START_S, _STOP_S = 300.0, 300.0
+_START_S, _STOP_S = 600.0, 600.0
+QUICK = ("-XX:TieredStopAtLevel=1",)  # to start, rather than fast in the long run
 _OPENS = [
     "java.base/java.io", "java.base/java.lang", "java.base/java.net", "java.base/java.nio", "java.base/java.text",
     "java.base/java.time", "java.base/java.util", "java.base/java.util.concurrent", "java.base/sun.net.util",
@@ -47,9 +50,12 @@ def _folded(entry: tuple[str, str]) -> str:
 class Cluster:
     """A session cluster of `task_managers` with one slot each."""
 
-    def __init__(self, jars: Path, folder: Path, ports: list[int], task_managers: int = 2) -> None:
-        self._jars, self._folder, self._count = jars, folder, task_managers
+    def __init__(
+        self, jars: Path, folder: Path, ports: list[int], task_managers: int = 2, jvm: Sequence[str] = QUICK
+    ) -> None:
+        self._jars, self._folder, self._count, self._jvm = jars, folder, task_managers, jvm
         self._rpc, self._rest, self._blob = ports
+        self._numbers, self._logs = itertools.count(), dict[int, Path]()
         self.task_managers: list[subprocess.Popen[bytes]] = []
         self._job_manager: subprocess.Popen[bytes] | None = None
 
@@ -57,28 +63,43 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self._rest}"
 
+    @property
+    def groups(self) -> set[int]:
+        """Of processes: each server's own, with what it started."""
+        return {server.pid for server in [*self.task_managers, self._job_manager] if server is not None}
+
+    def pids(self) -> list[int]:
+        """Of all processes in these groups."""
+        found = []
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if int(file.read_text().rpartition(")")[2].split()[2]) in self.groups:
+                    found.append(int(file.parent.name))
+        return found
+
     def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._job_manager = self._launch(
-            "jobmanager", "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint", 512
-        )
-        for _ in range(self._count):
-            self.add_task_manager()
-        deadline_s = time.monotonic() + _START_S
-        while self._free_slots() < self._count:
-            assert time.monotonic() < deadline_s, self.said()
-            assert self._job_manager.poll() is None, self.said()
-            time.sleep(0.2)
+        self._launch_job_manager()
+        self.task_managers = [self._launch_task_manager() for _ in range(self._count)]
+        self.await_task_managers()
 
-    def add_task_manager(self) -> None:
-        name = f"taskmanager-{len(self.task_managers)}"
-        main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-        self.task_managers.append(self._launch(name, main, 640))
-
-    def kill_task_manager(self, index: int) -> None:
-        """With all that it started: as when its machine goes."""
+    def replace_task_manager(self, index: int) -> None:
+        """Killed with all that it started, as when its machine goes; and another one in its place."""
         os.killpg(self.task_managers[index].pid, signal.SIGKILL)
         self.task_managers[index].wait()
+        self.task_managers[index] = self._launch_task_manager()
+
+    def await_task_managers(self) -> None:
+        """Until all are there. One that has ended is started again: on a busy machine some give up while starting."""
+        deadline_s = time.monotonic() + _START_S
+        while not all(self._is_registered(process) for process in self.task_managers):
+            assert time.monotonic() < deadline_s, self.said()
+            if self._job_manager is None or self._job_manager.poll() is not None:
+                self._launch_job_manager()
+            for index, process in enumerate(self.task_managers):
+                if process.poll() is not None:
+                    self.task_managers[index] = self._launch_task_manager()
+            time.sleep(0.2)
 
     def stop(self) -> None:
         for process in [*self.task_managers, *filter(None, [self._job_manager])]:
@@ -87,17 +108,75 @@ class Cluster:
                 process.wait()
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as reply:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as reply:
             return json.load(reply)
+
+    def job(self) -> str:
+        """The one that has not ended."""
+        (job,) = [job["jid"] for job in self.get("/jobs/overview")["jobs"] if job["end-time"] == -1]
+        return str(job)
+
+    def is_running(self) -> bool:
+        """Whether there is a job, with all its tasks."""
+        jobs = [job for job in self.get("/jobs/overview")["jobs"] if job["state"] == "RUNNING"]
+        return bool(jobs) and all(job["tasks"]["running"] == job["tasks"]["total"] for job in jobs)
+
+    def checkpoints(self) -> int:
+        """How many of the job were completed."""
+        return int(self._checkpoints()["counts"]["completed"])
+
+    def restored(self) -> str | None:
+        """The checkpoint or savepoint that the job last went on from."""
+        restored = self._checkpoints()["latest"]["restored"]
+        return restored and str(restored["external_path"])
+
+    def state_of_sessions(self) -> int:
+        """Bytes of the step with sessions, its timers included, in the latest checkpoint."""
+        latest = self._checkpoints()["latest"]["completed"]
+        if latest is None:
+            return 0
+        job = self.job()
+        tasks = self.get(f"/jobs/{job}/checkpoints/details/{latest['id']}")["tasks"]
+        names = {vertex["id"]: vertex["name"] for vertex in self.get(f"/jobs/{job}")["vertices"]}
+        return sum(int(task["state_size"]) for id_, task in tasks.items() if names[id_].endswith("]{Stream, Write}"))
+
+    def checkpoint_bytes(self) -> int:
+        latest = self._checkpoints()["latest"]["completed"]
+        return int(latest["state_size"]) if latest else 0
+
+    def _checkpoints(self) -> Any:
+        return self.get(f"/jobs/{self.job()}/checkpoints")
+
+    def cancel_jobs(self) -> None:
+        for job in self.get("/jobs/overview")["jobs"]:
+            if job["end-time"] == -1:
+                request = urllib.request.Request(f"http://{self.address}/jobs/{job['jid']}?mode=cancel", method="PATCH")
+                urllib.request.urlopen(request, timeout=60).close()
+        self.await_slots()
+
+    def await_slots(self) -> None:
+        """Until all are there and free."""
+        deadline_s = time.monotonic() + _START_S
+        while self.get("/overview")["slots-available"] < self._count:
+            assert time.monotonic() < deadline_s, self.said()
+            time.sleep(0.2)
 
     def said(self) -> str:
         return "\n".join(f"{log.name}: {log.read_text()[-2_000:]}" for log in sorted(self._folder.glob("*.log")))
 
-    def _free_slots(self) -> int:
-        try:
-            return int(self.get("/overview")["slots-available"])
-        except (urllib.error.URLError, ConnectionError, KeyError):
-            return 0
+    def _is_registered(self, process: subprocess.Popen[bytes]) -> bool:
+        return process.poll() is None and "Successful registration at resource manager" in self._log_of(process)
+
+    def _log_of(self, process: subprocess.Popen[bytes]) -> str:
+        return self._logs[process.pid].read_text()
+
+    def _launch_job_manager(self) -> None:
+        main = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+        self._job_manager = self._launch("jobmanager", main, 512)
+
+    def _launch_task_manager(self) -> subprocess.Popen[bytes]:
+        main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+        return self._launch(f"taskmanager-{next(self._numbers)}", main, 640)
 
     def _launch(self, name: str, main: str, heap_mb: int) -> subprocess.Popen[bytes]:
         home = self._folder / name
@@ -105,10 +184,12 @@ class Cluster:
         settings = {**self._settings(), "io.tmp.dirs": str(home)}
         (home / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
         opens = [f"--add-opens={package}=ALL-UNNAMED" for package in _OPENS]
-        flags = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=info"]
+        flags = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", *self._jvm, "-Dorg.slf4j.simpleLogger.defaultLogLevel=info"]
         command = ["java", *flags, *opens, "-cp", f"{self._jars}/*", main, "--configDir", str(home)]
         with (self._folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self._logs[process.pid] = self._folder / f"{name}.log"
+        return process
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -133,6 +214,7 @@ class Cluster:
             "taskmanager.memory.network.min": "32m",
             "taskmanager.memory.network.max": "32m",
             "taskmanager.memory.managed.size": "16m",
+            "classloader.resolve-order": "parent-first",  # what a job brings along is here already, loaded and compiled
             "heartbeat.interval": 1000,
             "heartbeat.timeout": 15000,  # machines that run tests are busy
             "pekko.startup-timeout": "120 s",
@@ -150,13 +232,19 @@ class Stream:
         self._log = folder / "stream.log"
         command = [sys.executable, "-m", "pageturn", "stream", "--runner", "flink", *options]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            environment = {**os.environ, "JAVA_TOOL_OPTIONS": " ".join(QUICK)}  # of the job server
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
     def stop(self) -> str:
         """In order; what it said at the end."""
         self._process.terminate()
         assert self._process.wait(_STOP_S) == 0, self.said()
         return self.said().splitlines()[-1]
+
+    def failure(self) -> str:
+        """What it says, having ended by itself."""
+        assert self._process.wait(_STOP_S) != 0
+        return self.said()
 
     def check_alive(self) -> None:
         assert self._process.poll() is None, self.said()

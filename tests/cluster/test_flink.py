@@ -5,8 +5,10 @@ Against the embedded runner and against the plain reference of the tests, id by 
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from pipeline.config.reading import parse_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import DEAD_LETTERS, DUPLICATES, EVENTS, LATE, OUTPUTS, TRANSITIONS, EventLog
+from pipeline.logs.opening import open_log
 from tests.cluster import feed
+from tests.cluster.broker import Broker
 from tests.cluster.flink import Cluster, Stream
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1_800)]
@@ -23,6 +27,7 @@ StartStream = Callable[..., Stream]
 START_MS = 1_700_000_000_000
 PARTITIONS = 4
 PATIENCE_S = 900.0
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +36,27 @@ def config() -> FeatureConfig:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> FileLog:
-    return FileLog(tmp_path / "log")
+def log_url(kafka_broker: Broker) -> str:
+    return kafka_broker.url(f"flink-{next(_numbers)}")
 
 
-def url(tmp_path: Path) -> str:
-    return (tmp_path / "log").as_uri()
+@pytest.fixture
+def log(log_url: str) -> Iterator[EventLog]:
+    with closing(open_log(log_url)) as log:
+        create(log)
+        yield log
 
 
-def fill(log: EventLog, seed: int, events: int) -> None:
-    log.create(EVENTS, PARTITIONS)
-    for topic in OUTPUTS:
+def create(log: EventLog) -> None:
+    for topic in (EVENTS, *OUTPUTS):
         log.create(topic, PARTITIONS)
-    log.append(EVENTS, feed.make(seed, events, START_MS, events * 2))
 
 
-def check(config: FeatureConfig, log: EventLog, stream: Stream, folder: Path) -> None:
-    """All outputs there, each id with one content, the right one; and every event accounted for."""
+def check(config: FeatureConfig, log: EventLog, stream: Stream, folder: Path) -> int:
+    """All outputs there, each id with one content, the right one; and every event accounted for.
+
+    Returns how many transitions there are.
+    """
     expected = feed.by_reference(config, log)
     feed.await_all(log, expected, PATIENCE_S, stream.check_alive)
     found = feed.found(log)
@@ -57,46 +66,102 @@ def check(config: FeatureConfig, log: EventLog, stream: Stream, folder: Path) ->
     embedded = feed.by_embedded_runner(config, log, folder)
     assert {**found, DEAD_LETTERS: dead} == embedded
     feed.check_nothing_lost(log, folder)
+    return len(found[TRANSITIONS])
 
 
-def await_outputs(log: EventLog, count: int, stream: Stream) -> None:
-    """Until there are some transitions, so that what comes next comes in the middle."""
+def until(reached: Callable[[], object], stream: Stream) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
-    while sum(log.end_offsets(TRANSITIONS).values()) < count:
+    while not reached():
         stream.check_alive()
-        assert time.monotonic() < deadline_s
+        assert time.monotonic() < deadline_s, stream.said()
         time.sleep(0.2)
 
 
-def test_flink_inside_the_job_server(
-    config: FeatureConfig, log: FileLog, start_stream: StartStream, tmp_path: Path
-) -> None:
-    fill(log, 1, 2_000)
-    stream = start_stream(url(tmp_path))
+def transitions(log: EventLog) -> int:
+    return sum(log.end_offsets(TRANSITIONS).values())
+
+
+def in_the_middle(log: EventLog, flink: Cluster, stream: Stream) -> int:
+    """Until a checkpoint holds open sessions. Returns how many transitions were written by then."""
+    until(lambda: transitions(log) > 100, stream)
+    taken = flink.checkpoints()
+    until(lambda: flink.checkpoints() > taken, stream)
+    return transitions(log)
+
+
+def test_inside_the_job_server(config: FeatureConfig, start_stream: StartStream, tmp_path: Path) -> None:
+    log = FileLog(tmp_path / "log")
+    create(log)
+    log.append(EVENTS, feed.make(1, 2_000, START_MS, 4_000))
+    stream = start_stream((tmp_path / "log").as_uri())
     check(config, log, stream, tmp_path)
     assert "nothing is kept" in stream.stop()
 
 
+def test_a_long_log(
+    config: FeatureConfig, log: EventLog, log_url: str, flink: Cluster, start_stream: StartStream, tmp_path: Path
+) -> None:
+    stream = start_stream(log_url, flink, parallelism=2)
+    with feed.live(log, seed=2, events=150_000, span_ms=60_000) as await_last:
+        until(lambda: flink.is_running() and flink.state_of_sessions() > 200_000, stream)  # some are open
+        await_last()
+    assert sum(log.end_offsets(EVENTS).values()) >= 100_000
+    check(config, log, stream, tmp_path)
+    until(lambda: flink.state_of_sessions() < 20_000, stream)  # nothing is left of thousands that are closed
+
+
 def test_a_task_manager_is_killed(
-    config: FeatureConfig, log: FileLog, flink: Cluster, start_stream: StartStream, tmp_path: Path
+    config: FeatureConfig, log: EventLog, log_url: str, flink: Cluster, start_stream: StartStream, tmp_path: Path
 ) -> None:
-    fill(log, 2, 20_000)
-    stream = start_stream(url(tmp_path), flink.address, parallelism=2)
-    await_outputs(log, 500, stream)
-    flink.kill_task_manager(0)
-    flink.add_task_manager()
-    check(config, log, stream, tmp_path)
+    stream = start_stream(log_url, flink, parallelism=2)
+    until(flink.is_running, stream)
+    with feed.live(log, seed=3, events=20_000, span_ms=40_000) as await_last:
+        before = in_the_middle(log, flink, stream)
+        flink.replace_task_manager(0)
+        flink.await_task_managers()
+        await_last()
+    assert check(config, log, stream, tmp_path) > before
+    assert "/checkpoints/" in flink.restored()
 
 
-def test_a_job_is_stopped_with_a_savepoint_and_goes_on(
-    config: FeatureConfig, log: FileLog, flink: Cluster, start_stream: StartStream, tmp_path: Path
+def test_the_broker_is_away_for_a_while(
+    config: FeatureConfig,
+    log: EventLog,
+    kafka_broker: Broker,
+    log_url: str,
+    flink: Cluster,
+    start_stream: StartStream,
+    tmp_path: Path,
 ) -> None:
-    fill(log, 3, 20_000)
-    stream = start_stream(url(tmp_path), flink.address, parallelism=2)
-    await_outputs(log, 500, stream)
-    assert "savepoints" in stream.stop()
-    stopped_at = sum(log.end_offsets(TRANSITIONS).values())
-    assert stopped_at < len(feed.by_reference(config, log)[TRANSITIONS])
-    stream = start_stream(url(tmp_path), flink.address, parallelism=1)  # and in another shape
-    check(config, log, stream, tmp_path)
-    assert "goes on from file:" in stream.said()
+    stream = start_stream(log_url, flink, parallelism=2)
+    until(flink.is_running, stream)
+    with feed.live(log, seed=4, events=20_000, span_ms=40_000) as await_last:
+        before = in_the_middle(log, flink, stream)
+        kafka_broker.kill()
+        try:
+            time.sleep(20)
+        finally:
+            kafka_broker.start()
+        await_last()
+    assert check(config, log, stream, tmp_path) > before
+
+
+def test_a_job_is_stopped_with_a_savepoint_or_cancelled_and_goes_on(
+    config: FeatureConfig, log: EventLog, log_url: str, flink: Cluster, start_stream: StartStream, tmp_path: Path
+) -> None:
+    stream = start_stream(log_url, flink, parallelism=2)
+    until(flink.is_running, stream)
+    with feed.live(log, seed=5, events=20_000, span_ms=40_000) as await_last:
+        before = in_the_middle(log, flink, stream)
+        assert "savepoints" in stream.stop()
+        stream = start_stream(log_url, flink, parallelism=1)  # and in another shape
+        until(flink.is_running, stream)
+        assert "/savepoints/" in flink.restored()
+        until(flink.checkpoints, stream)
+        flink.cancel_jobs()
+        assert "CANCELED" in stream.failure()
+        stream = start_stream(log_url, flink, parallelism=2)
+        until(flink.is_running, stream)
+        assert "/checkpoints/" in flink.restored()
+        await_last()
+    assert check(config, log, stream, tmp_path) > before

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.streaming.flink import launch
+from pipeline.streaming.flink.options import Settings
 from pipeline.streaming.flink.rest import FlinkError, NotFound, Rest, Unreachable
 from tests.cluster.broker import free_ports
 
@@ -76,7 +78,15 @@ def test_a_job_that_never_starts_is_given_up(serve: Serve) -> None:
 
 
 def test_a_job_that_is_not_there_has_no_state(serve: Serve) -> None:
-    rest = serve({"/jobs/j": [404], "/jobs/k": [{"state": "RUNNING"}], "/jobs/l": [503]})
+    rest = serve(
+        {
+            "/config": [{"flink-version": "1.19.3"}],
+            "/jobs/j": [404],
+            "/jobs/k": [{"state": "RUNNING"}],
+            "/jobs/l": [503],
+        }
+    )
+    assert rest.version() == "1.19.3"
     assert rest.state("j") is None
     assert rest.state("k") == "RUNNING"
     with pytest.raises(Unreachable, match="503"):
@@ -88,3 +98,10 @@ def test_no_answer_is_an_error_that_says_where() -> None:
     with pytest.raises(Unreachable, match=rf"cannot ask Flink at 127.0.0.1:{port} for /jobs/j: .*refused") as caught:
         Rest(f"127.0.0.1:{port}").state("j")
     assert not isinstance(caught.value, NotFound)
+
+
+def test_a_cluster_of_another_version_than_the_job_server_is_refused(serve: Serve) -> None:
+    rest = serve({"/config": [{"flink-version": "1.19.3"}]})
+    launch._check_version(rest, Settings("h:1", job_server="a-jar-for-it"))
+    with pytest.raises(FlinkError, match=r"expected version 1\.20, found 1\.19\.3; give .* for Flink 1\.19 with"):
+        launch._check_version(rest, Settings("h:1"))

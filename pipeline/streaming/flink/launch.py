@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import threading
 import time
 from contextlib import closing
@@ -28,7 +29,7 @@ from pipeline.durable import exclusive
 from pipeline.logs.log import EVENTS, OUTPUTS, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.streaming.errors import SnapshotError
-from pipeline.streaming.flink.options import Settings, pipeline_options
+from pipeline.streaming.flink.options import FLINK_VERSION, Settings, pipeline_options
 from pipeline.streaming.flink.rest import ENDED, FlinkError, Rest, Unreachable
 from pipeline.streaming.flink.sink import AppendToLog
 from pipeline.streaming.flink.source import ReadLog
@@ -62,10 +63,20 @@ def run_on_flink(
         if settings.local:
             return _run_locally(config, log_url, state_dir, settings, partitions, stop)
         rest = Rest(settings.master)
+        _check_version(rest, settings)
         job = _running(rest, config, log_url, state_dir) or _submit(
             rest, config, log_url, state_dir, settings, partitions, stop
         )
         return job and _follow(rest, job, state_dir, stop)
+
+
+def _check_version(rest: Rest, settings: Settings) -> None:
+    """FlinkError where the cluster is not there, or not one for the job server that Beam would fetch."""
+    found = rest.version()
+    if settings.job_server is None and not found.startswith(f"{FLINK_VERSION}."):
+        remedy = f"give Beam's job server for Flink {found.rpartition('.')[0]} with --flink-job-server"
+        message = f"Flink at {settings.master}: expected version {FLINK_VERSION}, found {found}; {remedy}"
+        raise FlinkError(message)
 
 
 def _run_locally(
@@ -73,10 +84,20 @@ def _run_locally(
 ) -> None:
     result = _start(config, log_url, settings, partitions, _name(config), state_dir, None)
     while not stop.wait(_POLL_S):
-        if PipelineState.is_terminal(result.state):
-            result.wait_until_finish()  # raises what it failed of
-            break
+        _check_result(result)
     result.cancel()
+
+
+def _check_result(result: PipelineResult) -> None:
+    """FlinkError with what the job server says, where it has ended the job."""
+    if PipelineState.is_terminal(result.state):
+        try:
+            result.wait_until_finish()
+        except RuntimeError as error:
+            message = f"Flink's job server could not run the stream: {error}"
+            raise FlinkError(message) from error
+        message = f"Flink's job server has ended the stream: {result.state}"
+        raise FlinkError(message)
 
 
 def _running(rest: Rest, config: FeatureConfig, log_url: str, state_dir: Path) -> str | None:
@@ -107,14 +128,21 @@ def _submit(
     _LOG.info("submitting job %s, which goes on from %s", name, resume or "the start of the events")
     result = _start(config, log_url, settings, partitions, name, state_dir, resume)
     deadline_s = time.monotonic() + _SUBMIT_S
-    while (job := rest.job_named(name)) is None:
-        if PipelineState.is_terminal(result.state):
-            result.wait_until_finish()
+    while (job := _found(rest, name)) is None:
+        _check_result(result)
         if time.monotonic() > deadline_s:
             message = f"Flink at {settings.master} has not got job {name} within {_SUBMIT_S:.0f} s of submitting it"
             raise FlinkError(message)
         stop.wait(_POLL_S)
     return job
+
+
+def _found(rest: Rest, name: str) -> str | None:
+    """The job's id, if the cluster has it and says so."""
+    try:
+        return rest.job_named(name)
+    except Unreachable:  # it answered a moment ago: it is busy
+        return None
 
 
 def _follow(rest: Rest, job: str, state_dir: Path, stop: threading.Event) -> str | None:
@@ -145,6 +173,9 @@ def _start(
     state_dir: Path,
     resume: str | None,
 ) -> PipelineResult:
+    if shutil.which("java") is None:
+        message = "Flink's job server: expected Java 11 or later on the PATH, found none"
+        raise FlinkError(message)
     with closing(open_log(log_url)) as log:
         for topic in (EVENTS, *OUTPUTS):
             ensure_topic(log, topic, partitions)

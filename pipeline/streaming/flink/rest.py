@@ -33,6 +33,9 @@ class Rest:
     def __init__(self, master: str) -> None:
         self._master = master
 
+    def version(self) -> str:
+        return str(self._call("/config")["flink-version"])
+
     def job_named(self, name: str) -> str | None:
         """Its id, once the cluster has it."""
         jobs = self._call("/jobs/overview")["jobs"]

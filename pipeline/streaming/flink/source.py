@@ -3,8 +3,8 @@
 A reader has some of the partitions, and reads them in turn. Flink's runner never splits a restriction, nor asks for a
 checkpoint, so each call reads a bounded share and defers the rest. What is deferred, the next offsets and the
 watermark, is Flink's state: it is in every checkpoint and savepoint. Flink takes watermarks in whole seconds (rounded
-down), and delays, too: a short one would be none. So a call lasts about a second, and looks again and again for what
-has come: shorter ones would bring nothing, and each may leave something behind in Flink's state (docs/flink.md).
+down), and delays, too: a short one would be none. So a call lasts about a second, and reads at its end what has come:
+shorter ones would bring nothing, and each may leave something behind in Flink's state (docs/flink.md).
 
 The watermark of a partition trails the last stamp read by the lateness. One that is read to its end advances with the
 clock: whatever comes later is stamped no earlier than the clock's reading before the end was asked for, minus the skew
@@ -38,12 +38,11 @@ Offsets = dict[int, int]  # partition -> the offset of the next record
 
 
 class Pace(NamedTuple):
-    """How much one call may read. A checkpoint waits for the call that is under way, downstream for its end."""
+    """How much one call may read. A checkpoint waits for the call that is under way."""
 
     records_per_element: int = 500
     records_per_call: int = 4_000
     call_s: float = 1.0
-    step_s: float = 0.05  # between looks for what has come
 
 
 class OffsetsTracker(RestrictionTracker):
@@ -159,11 +158,11 @@ class ReadPartitions(beam.DoFn, RestrictionProvider):
                     found += len(records)
                     yield TimestampedValue(records, watermark.current_watermark() or _timestamp(_BEGINNING_MS))
             _advance(watermark, min(low_ms) - self._lateness_ms)
-            taken += found
-            if taken >= self._pace.records_per_call or time.monotonic() > until_s:
+            taken, left_s = taken + found, until_s - time.monotonic()
+            if taken >= self._pace.records_per_call or left_s <= 0:
                 break
-            if not found:
-                time.sleep(self._pace.step_s)
+            if found < self._pace.records_per_element:  # has caught up: what comes now is read just before the end
+                time.sleep(left_s)
         tracker.defer_remainder()
 
     def _read(self, partition: int, position: int) -> tuple[list[Record], int, int]:
