@@ -20,6 +20,12 @@ class _Algorithm(Value, frozen=True):
     actor_after: Annotated[int, Meta(ge=0)] = 2_000  # transitions a policy explored, before its actor moves
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 1
     seeds: Annotated[int, Meta(ge=1, le=64)] = 1  # learners side by side: seed, seed + 1 and so on
+    # share of the sessions that nothing is learned from, and the seeds are compared on; 0.1, of a single seed 0
+    holdout: Annotated[float, Meta(ge=0, le=0.5)] | None = None
+
+    @property
+    def held_out(self) -> float:
+        return self.holdout if self.holdout is not None else 0.1 if self.seeds > 1 else 0.0
 
     @property
     def all_seeds(self) -> range:
@@ -70,7 +76,7 @@ class DeepQ(Discretised, frozen=True):
     head: Layers = (32,)
     loss: Literal["squared", "huber"] = "squared"
     target: Literal["periodic", "none"] = "periodic"
-    target_period: Count = 200  # updates between copies; of a periodic target
+    target_period: Count | None = None  # updates between copies, with periodic; 200
 
 
 class Dqn(DeepQ, frozen=True, tag_field="kind", tag="dqn"):

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.config import ddpg_checks, feature_checks
+from pipeline.config import ddpg_checks, feature_checks, grid_checks
 from pipeline.config.findings import Finding, Findings, all_read, for_each, repeated_names, until_unknown
 from pipeline.config.problems import suggestion
-from pipeline.config.schema import ActionDimension, Bucket, FeatureConfig, OnPolicy, PayPlusAPhi, Policy, Ppo, Replaying
+from pipeline.config.schema import (
+    ActionDimension,
+    Bucket,
+    Discretised,
+    FeatureConfig,
+    OnPolicy,
+    PayPlusAPhi,
+    Policy,
+    Ppo,
+    Replaying,
+)
 
 _BASELINE_ACTION = 1.0  # of both fusions
 
@@ -71,6 +81,8 @@ def _reward_clip(config: FeatureConfig) -> Findings:
 
 
 def _tower_losses(config: FeatureConfig) -> Findings:
+    if isinstance(config.algorithm, Discretised):  # one loss, one answer
+        return
     losses = config.algorithm.tower_trained_by
     path = ("algorithm", "tower_trained_by")
     if "value" not in losses:
@@ -188,6 +200,7 @@ _RULES: tuple[Callable[[FeatureConfig], Findings], ...] = (
     _reward_clip,
     _tower_losses,
     _replay,
+    *grid_checks.RULES,
     *ddpg_checks.RULES,
     _rollout,
     _noise_to_learn_from,

@@ -30,28 +30,34 @@ class ActionSpace:
         return tf.clip_by_value(raw, self.bounds[:, 0], self.bounds[:, 1])
 
 
-class Actor(tf.Module):
+class Served(tf.Module):
     """What is served of a learner: S seeds of K policies. `tower` has an axis of seeds, `heads` one of policies too.
 
-    A served policy is an Actor of one seed and one policy, with a copy of their weights. Before any update the action
-    is exactly the baseline.
+    A served policy is one seed and one policy, with a copy of their weights. Before any update the action is exactly
+    the baseline.
     """
 
-    def __init__(self, config: FeatureConfig, draw: Draw, policies: int) -> None:
+    def __init__(self, space: ActionSpace, tower: tf.Module, heads: tf.Module) -> None:
         super().__init__(name="actor")
-        self.space = ActionSpace(config)
-        self.tower = Tower(config, draw)
-        self.heads: tf.Module = Mlp(
-            draw, "actor", self.tower.width, config.algorithm.head, self.space.size, stack=policies
-        )
+        self.space, self.tower, self.heads = space, tower, heads  # heads: action in units, [S, K, B, N]
 
     def __call__(self, inputs: Inputs) -> tf.Tensor:
         """[S, B, ...] -> action [S, K, B, N]."""
         return self.space.action(self.heads(self.tower(inputs)))
 
-    def copy_from(self, other: Actor, seed: int, policy: int) -> None:
-        """Of another actor's seeds and policies one of each. This one has room for just that."""
+    def copy_from(self, other: Served, seed: int, policy: int) -> None:
+        """Of another one's seeds and policies one of each. This one has room for just that."""
         for mine, theirs in zip(self.tower.variables, other.tower.variables, strict=True):
             mine.assign(theirs[seed : seed + 1])
         for mine, theirs in zip(self.heads.variables, other.heads.variables, strict=True):
             mine.assign(theirs[seed : seed + 1, policy : policy + 1])
+
+
+class Actor(Served):
+    """mu of every policy: a head of its own on the shared tower."""
+
+    def __init__(self, config: FeatureConfig, draw: Draw, policies: int) -> None:
+        tower, space = Tower(config, draw), ActionSpace(config)
+        super().__init__(
+            space, tower, Mlp(draw, "actor", tower.width, config.algorithm.head, space.size, stack=policies)
+        )

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.inputs import model_inputs
-from pipeline.learning.actions import ActionSpace, Actor
+from pipeline.learning.actions import ActionSpace, Served
 from pipeline.learning.networks import Inputs
 
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
 class Learner(Protocol):
     space: ActionSpace
-    actor: Actor
+    actor: Served
 
     def step(self, batch: Batch, active: np.ndarray) -> dict[str, tf.Tensor]:
         """One update. `active` [K]: whose actor may move; the others stay where they are to the last bit.

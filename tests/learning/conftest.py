@@ -26,8 +26,11 @@ def _deterministic() -> None:
 def make_config() -> Make:
     """A config of one dense feature and small nets; keywords go to the algorithm, `config` overrides the rest."""
 
-    def make(config: dict[str, Any] | None = None, policies: int = 2, **algorithm: Any) -> FeatureConfig:
+    def make(
+        config: dict[str, Any] | None = None, policies: int = 2, kind: type = schema.Ddpg, **algorithm: Any
+    ) -> FeatureConfig:
         small = {"gamma": 0.5, "tower": (8,), "head": (8,), "batch_size": 16, "replay": 1_000, "actor_after": 0}
+        small = {name: value for name, value in small.items() if name in kind.__struct_fields__}
         learned = tuple(Policy(f"p{i + 1}", "learned") for i in range(policies))
         parts = {
             "schema_version": 1,
@@ -37,7 +40,7 @@ def make_config() -> Make:
             "fusion": PayPlusAPhi(1.0),
             "action": (ActionDimension("a", baseline=1.0, range=(0.0, 2.0)),),
             "reward": Reward({"click": 1.0}),
-            "algorithm": schema.Ddpg(**{**small, **algorithm}),
+            "algorithm": kind(**{**small, **algorithm}),
             "policies": (Policy("base", "baseline"), *learned),
             "buckets": Buckets("salt", (Bucket("all", "base", (0, 99)),)),
         }
