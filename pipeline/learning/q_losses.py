@@ -18,8 +18,8 @@ def q_learning(
     """Q(s, a) towards r + discount Q(s', choice).
 
     With the best atom by `q_t` itself as choice: Watkins & Dayan 1992; with `q_t` of the target network: Mnih et al.
-    2015, Algorithm 1. With the best atom by the online network, and `q_t` of the target network: double Q-learning, van
-    Hasselt et al. 2016, equation 4.
+    2015, Algorithm 1. With the best atom by the online network, and `q_t` of the target network: double DQN, van
+    Hasselt et al. 2016.
     """
     ranks((q_tm1, 4), (a_tm1, 2), (r_t, 2), (discount_t, 2), (q_t, 4), (choice_t, 3))
     chosen = at(q_tm1, tf.broadcast_to(a_tm1[:, None], tf.shape(choice_t)))  # [S, K, B]
