@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test cluster test-cluster test-flink bench-stream k8s-tools test-k8s lint format lock schema metrics protos clean
+.PHONY: demo test cluster test-cluster test-flink bench-stream k8s-tools test-k8s alerts lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -35,6 +35,9 @@ k8s-tools: $(READY)
 
 test-k8s: $(READY) k8s-tools
 	$(BIN)/python -m pytest -m k8s tests/k8s $(PYTEST_ARGS)
+
+alerts: $(READY)
+	$(BIN)/python -m tests.k8s.alerts
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -41,6 +41,7 @@ def check(objects: Objects) -> Iterator[str]:
         yield from _variables(command)
         yield from _files(command, objects)
         yield from _urls(command)
+        yield from _metrics(command)
     yield from _servers(objects)
     yield from _partitions(ours, objects)
     yield from _users(ours, objects)
@@ -99,6 +100,15 @@ def _urls(command: Command) -> Iterator[str]:
         ca = re.search(r"ssl_ca_certs=([^&]+)", store)
         if ca and _mounted(command, ca[1]) is None:
             yield f"{command.where}: {ca[1]} is where nothing is mounted"
+
+
+def _metrics(command: Command) -> Iterator[str]:
+    """At an address that others reach, and at the port of that name."""
+    address = option(command, "--metrics")
+    ports = {port["name"]: port["containerPort"] for port in command.container.get("ports") or ()}
+    expected = f"0.0.0.0:{ports['metrics']}" if "metrics" in ports else None
+    if address != expected:
+        yield f"{command.where}: expected --metrics={expected}, by its port `metrics`; found {address}"
 
 
 # Files -----------------------------------------------------------------------------------------------------------

@@ -153,6 +153,14 @@ def _monitors(objects: Objects) -> Iterator[str]:
             for service in found:
                 if endpoint["port"] not in {port["name"] for port in service["spec"].get("ports") or ()}:
                     yield f"{where}: Service {service['metadata']['name']} has no port {endpoint['port']!r}"
+    for monitor in of_kind(objects, "PodMonitor"):
+        chosen = _selected(objects, monitor["spec"]["selector"])
+        if not chosen:
+            yield f"PodMonitor {monitor['metadata']['name']}: selects no pod"
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            for pod in chosen:
+                if endpoint["port"] not in port_names(pod):
+                    yield f"PodMonitor {monitor['metadata']['name']}: {pod.name} has no port {endpoint['port']!r}"
 
 
 def _clusters(objects: Objects) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s import contract, hardening, network, references, schemas, values
+from tests.k8s import alerts, contract, hardening, network, references, schemas, values
 from tests.k8s.conftest import OVERLAYS
 from tests.k8s.manifests import Object, load, of_kind
 
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 Rendered = Callable[[str], list[Object]]
 # What checkov would have otherwise, and why it is as it is.
 SKIPPED = {
+    "CKV_DOCKER_2": "Kubernetes has probes, and does not look at HEALTHCHECK",
+    "CKV_DOCKER_4": "ADD fetches the job server, whose sum is checked",
     "CKV_K8S_15": "images are pinned: pulling them always would make a registry's outage ours",
     "CKV_K8S_35": "of our programs, passwords are taken from variables; certificates are files",
     "CKV_K8S_43": "digests are known once images are built: a release's overlay has them",
@@ -47,6 +49,7 @@ def test_an_overlay_keeps_to_operators_schemas(overlay: str, rendered: Rendered,
     assert list(schemas.check_custom(rendered(overlay), crds)) == []
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("overlay", ["prod-flink"])
 def test_checkov_has_nothing_to_say(overlay: str, rendered: Rendered, k8s_tools: Path, tmp_path: Path) -> None:
     file = tmp_path / "manifests.yaml"
@@ -97,6 +100,15 @@ def test_every_image_is_in_the_table_and_every_line_of_it_is_used(rendered: Rend
         text = yaml.safe_dump_all(rendered(overlay))
         used |= set(re.findall(r"\bimage: (\S+)", text))
     assert used == {f"{name}:{tag}" for name, tag in table.items()}
+
+
+def test_alerts_are_those_that_promtool_checks_and_of_jobs_that_there_are(rendered: Rendered) -> None:
+    assert alerts.WRAPPED.read_text() == alerts.wrapped(), "run `make alerts`"
+    [monitor] = of_kind(rendered("prod"), "PodMonitor")
+    assert monitor["spec"]["jobLabel"] == "app.kubernetes.io/name"
+    jobs = set(re.findall(r'job="([^"]+)"', alerts.wrapped()))
+    assert jobs
+    assert jobs <= set(monitor["spec"]["selector"]["matchExpressions"][0]["values"])
 
 
 def test_a_changed_config_rolls_the_pods(rendered: Rendered) -> None:

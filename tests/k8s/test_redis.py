@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,27 +44,37 @@ def prefix(rendered: Callable[[str], list[Object]]) -> str:
 
 
 @pytest.fixture(scope="module")
-def port(redis_binary: str, rendered: Callable[[str], list[Object]], prefix: str, tmp_path_factory) -> Iterator[int]:  # type: ignore[no-untyped-def]
-    folder = tmp_path_factory.mktemp("redis")
-    users = folder / "users.acl"
+def config(rendered: Callable[[str], list[Object]]) -> str:
+    text: str = generated(rendered("prod"), "redis-config")["data"]["redis.conf"]
+    return text
+
+
+@contextmanager
+def serving(binary: str, config: str, prefix: str, folder: Path) -> Iterator[int]:
+    """The port of a server with the mounted configuration, which keeps its data in the folder."""
+    users, port = folder / "users.acl", free_port()
     users.write_text(redis_users(prefix)["users.acl"])
-    text = generated(rendered("prod"), "redis-config")["data"]["redis.conf"]
-    port = free_port()
     for mounted, here in {
         "aclfile /etc/redis-users/users.acl": f"aclfile {users}",
         "dir /data": f"dir {folder}",
         "port 6379": f"port {port}",
     }.items():
-        assert mounted in text.splitlines()
-        text = text.replace(mounted, here)
-    (folder / "redis.conf").write_text(text)
-    process = subprocess.Popen([redis_binary, str(folder / "redis.conf")], stdout=subprocess.DEVNULL)
+        assert mounted in config.splitlines()
+        config = config.replace(mounted, here)
+    (folder / "redis.conf").write_text(config)
+    process = subprocess.Popen([binary, str(folder / "redis.conf")], stdout=subprocess.DEVNULL)
     try:
         await_pong(port, process)
         yield port
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def port(redis_binary: str, config: str, prefix: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with serving(redis_binary, config, prefix, tmp_path_factory.mktemp("redis")) as port:
+        yield port
 
 
 def await_pong(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -80,14 +92,17 @@ def cli(port: int, *words: str, **env: str) -> subprocess.CompletedProcess[bytes
     )
 
 
+def opened_as(user: str, port: int, prefix: str) -> RedisStore:
+    env = {"PAGETURN_REDIS_USERNAME": user, "PAGETURN_REDIS_PASSWORD": redis_users(prefix)[user]}
+    return RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=10, environment=env)
+
+
 @pytest.fixture(scope="module")
 def login(port: int, prefix: str) -> Iterator[Login]:
     opened = []
 
     def store(user: str) -> RedisStore:
-        password = redis_users(prefix)[user]
-        env = {"PAGETURN_REDIS_USERNAME": user, "PAGETURN_REDIS_PASSWORD": password}
-        opened.append(RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=10, environment=env))
+        opened.append(opened_as(user, port, prefix))
         return opened[-1]
 
     yield store
@@ -161,10 +176,11 @@ def test_an_operator_switches_and_writes_nothing_else(login: Login, prefix: str)
         operator.put(parameters_key(prefix, "sha"), b"x")
 
 
-def test_a_backup_is_a_copy_that_a_server_reads_and_old_ones_go(
-    port: int, login: Login, prefix: str, tmp_path: Path, redis_binary: str
+def test_a_backup_is_a_copy_that_an_empty_server_starts_from_and_old_ones_go(
+    port: int, login: Login, prefix: str, tmp_path: Path, redis_binary: str, config: str
 ) -> None:
-    login("loader").put(vector_key(prefix, "shop", "e1", "8"), b"kept")
+    key = vector_key(prefix, "shop", "e1", "8")
+    login("loader").put_many({key: b"kept"})
     for day in ("01", "02", "03"):
         (tmp_path / f"redis-202601{day}T031700Z.rdb").write_bytes(b"old")
     env = {
@@ -176,6 +192,9 @@ def test_a_backup_is_a_copy_that_a_server_reads_and_old_ones_go(
     assert done.returncode == 0, done.stderr
     *older, newest = sorted(path.name for path in tmp_path.glob("redis-*.rdb"))
     assert older == ["redis-20260103T031700Z.rdb"]
-    assert (tmp_path / newest).read_bytes().startswith(b"REDIS")
-    assert b"kept" in (tmp_path / newest).read_bytes()
     assert not (tmp_path / ".tmp.rdb").exists()
+    restored = tmp_path / "restored"
+    restored.mkdir()
+    shutil.copy(tmp_path / newest, restored / "appendonly.aof")
+    with serving(redis_binary, config, prefix, restored) as other, closing(opened_as("agent", other, prefix)) as store:
+        assert store.get(key) == b"kept"
