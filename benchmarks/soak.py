@@ -3,9 +3,9 @@
     python -m benchmarks.soak [--minutes 30] [--rate 1000] [--shards 1] [--json FILE]
 
 Simulated users come at a steady rate; their events go to a file log as they happen, and `pageturn stream` follows with
-windows of seconds. Every ten seconds: the memory of the stream's processes, their share of a core, and for each page
-whose sample came how long that took from when it could be decided: its close, and the allowed lateness later. Segments
-of the log that are some minutes old are deleted, as retention does.
+windows of seconds. Every ten seconds: the memory of the stream's processes, the cores they use and those they wait for,
+and for each page whose sample came how long that took from when it could be decided: its close, and the allowed
+lateness later. Segments of the log that are some minutes old are deleted, as retention does.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Interval(Struct, frozen=True):
     events: int  # written in it
     rss_mb: float  # at its end
     cores: float  # busy, on average
+    starved: float  # processes that could have run and had no core, on average: what the machine does besides
     pages: int
     fresh_p50_ms: float | None  # None: no page
     fresh_p99_ms: float | None
@@ -137,15 +138,16 @@ class _Watch:
         events, self._written = written - self._written, written
         lags = sorted(self._fresh.lags_ms())
         p50, p99 = (lags[len(lags) * share // 100] for share in (50, 99)) if lags else (None, None)
-        cores = (now.cpu_s - before.cpu_s) / every_s
-        return Interval(round(at_s, 1), events, round(now.rss_mb, 1), round(cores, 3), len(lags), p50, p99)
+        busy = round((now.cpu_s - before.cpu_s) / every_s, 3)
+        starved = round((now.starved_s - before.starved_s) / every_s, 3)
+        return Interval(round(at_s, 1), events, round(now.rss_mb, 1), busy, starved, len(lags), p50, p99)
 
 
 def _line(interval: Interval) -> str:
     fresh = "-" if interval.fresh_p50_ms is None else f"{interval.fresh_p50_ms:.0f} / {interval.fresh_p99_ms:.0f} ms"
     return (
         f"{interval.at_s:7.0f} s  {interval.events:7} events  {interval.rss_mb:7.1f} MB  {interval.cores:5.2f} cores  "
-        f"{interval.pages:6} pages  fresh p50 / p99 {fresh}"
+        f"{interval.starved:5.2f} starved  {interval.pages:6} pages  fresh p50 / p99 {fresh}"
     )
 
 

@@ -18,16 +18,18 @@ from pipeline.streaming.outputs import read_all
 class Load(NamedTuple):
     rss_mb: float
     cpu_s: float  # in all, since each process began
+    starved_s: float  # the same, of the time in which its main thread could have run, and had no core
 
 
 def load(pids: Sequence[int]) -> Load:
     """Of the processes together, as Linux tells it."""
-    pages, ticks = 0, 0
+    pages, ticks, waited_ns = 0, 0, 0
     for pid in pids:
         pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(after_name[11]) + int(after_name[12])  # proc(5): utime and stime, fields 14 and 15
-    return Load(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, ticks / os.sysconf("SC_CLK_TCK"))
+        waited_ns += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    return Load(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, ticks / os.sysconf("SC_CLK_TCK"), waited_ns / 1e9)
 
 
 class _Closed(Struct):

@@ -127,11 +127,12 @@ def test_load_is_of_all_processes() -> None:
     assert one.rss_mb > 10
     assert two.rss_mb > 1.5 * one.rss_mb
     assert one.cpu_s > 0
+    assert one.starved_s > 0
 
 
 def test_the_trend_leaves_out_the_first_minutes_and_intervals_without_a_page() -> None:
     def interval(at_s: float, mb: float, ms: float | None) -> Interval:
-        return Interval(at_s, 1, mb, 0.1, 1, ms, ms and 2 * ms)
+        return Interval(at_s, 1, mb, 0.1, 0.0, 1, ms, ms and 2 * ms)
 
     early = [interval(at, 1.0, 1_000.0) for at in (100.0, 300.0)]
     late = [interval(310.0 + n, 100.0 + n, None if n == 6 else 10.0 * n) for n in range(8)]
