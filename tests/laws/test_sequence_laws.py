@@ -178,11 +178,13 @@ def test_weights_that_do_not_have_mean_one_are_noticed_by_the_bar() -> None:
 TERMS = Terms(share=1 / 3, low=-1.0, high=5.0)
 
 
-def contrast_ever(terms: Terms, r: Array, treated: np.ndarray, truth: Array | float) -> tuple[Array, Array]:
+def contrast_ever(
+    terms: Terms, r: Array, treated: np.ndarray, truth: Array | float, alpha: float = ALPHA
+) -> tuple[Array, Array]:
     """Per run whether the lower, the upper bound is ever wrong."""
     seen = observe(terms, r, treated)
     sides = ((seen.x, seen.p, truth), (-seen.x, -seen.p, -np.asarray(truth)))
-    low, high = (ever(Sums.running(x, p), t, terms.reach(), ALPHA / 2) for x, p, t in sides)
+    low, high = (ever(Sums.running(x, p), t, terms.reach(), alpha / 2) for x, p, t in sides)
     return low, high
 
 
@@ -274,3 +276,14 @@ def test_no_difference_is_never_shown() -> None:
     assert one_look(4.0, 0.5, 0.0) == math.inf
     assert all_the_time(4.0, Terms(0.5, 0, 10), 0.0) == math.inf
     assert all_the_time(4.0, Terms(0.5, 0, 10), -0.1) == all_the_time(4.0, Terms(0.5, 0, 10), 0.1)
+
+
+def test_all_epochs_of_a_policy_together_are_wrong_in_at_most_alpha_of_the_runs() -> None:
+    """Restarted again and again, with what is left of alpha: there is no difference to be found."""
+    rng = np.random.default_rng(11)
+    wrong = np.zeros(RUNS, np.bool_)
+    for epoch in range(1, 7):
+        treated = rng.random((RUNS, 250)) < TERMS.share
+        low, high = contrast_ever(TERMS, rewards(rng, treated.shape), treated, 0.0, alpha_of_epoch(ALPHA, epoch))
+        wrong |= low | high
+    assert np.mean(wrong) <= bar(ALPHA)

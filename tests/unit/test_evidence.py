@@ -202,7 +202,7 @@ def test_of_a_baseline_that_loses_a_lift_means_nothing() -> None:
     """-0.9 against -1: better, though its mean is below 1.5 times the baseline's, and above 0.5 times."""
     assert evidence(plan(), Epoch(), crowd(-0.5, -1.0, spread=0.2)).conclusion == "certified"
     assert evidence(plan(budget=0.5), Epoch(), crowd(-0.9, -1.0, spread=0.2)).conclusion != "ended"
-    assert evidence(plan(certify_above=0.5), Epoch(), crowd(-1.2, -1.0, spread=0.2)).conclusion != "certified"
+    assert evidence(plan(certify_above=0.5), Epoch(), crowd(-1.0, -1.0, spread=0.2)).conclusion == "not_enough"
 
 
 def test_rewards_outside_the_range_are_cut_and_counted() -> None:
