@@ -58,6 +58,8 @@ class Candidate(Struct, frozen=True):
     pages: dict[str, int]  # decided_by -> pages since the last candidate
     probes: tuple[Probe, ...]
     files: dict[str, str] = {}  # sha256 of each file of the model, by its path in there
+    seeds: dict[str, float] = {}  # how those trained side by side compared on held-out sessions, when they last were
+    seed_spread: float | None = None  # of actions: standard deviation over seeds, mean over probes, in ranges
 
 
 def file_digests(model: Path) -> dict[str, str]:

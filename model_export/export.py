@@ -139,7 +139,8 @@ class _Judged(NamedTuple):
 
     probing: Probing
     inputs: dict[str, np.ndarray]
-    evaluation: Evaluation
+    evaluation: Evaluation  # by the chosen seed
+    action_spread: np.ndarray  # [K] between the seeds, in ranges
 
 
 def _judge(training: Training) -> _Judged:
@@ -150,8 +151,9 @@ def _judge(training: Training) -> _Judged:
     inputs = training.encoder.finish(training.encoder.stack(prepared), training.snapshot)
     found = zip(probing.states, prepared, strict=True)
     probing = Probing(tuple(structs.replace(state, lookups=p.lookups) for state, p in found), probing.covered)
-    found_by_all = training.learner.evaluate(inputs)
-    return _Judged(probing, inputs, Evaluation(*(x.numpy()[training.chosen] for x in found_by_all)))
+    by_all = Evaluation(*(x.numpy() for x in training.learner.evaluate(inputs)))
+    spread = by_all.action.std(axis=0) / (2 * training.learner.space.half_range)  # [K, B, N]
+    return _Judged(probing, inputs, Evaluation(*(x[training.chosen] for x in by_all)), spread.mean(axis=(1, 2)))
 
 
 def bootstrap(config: FeatureConfig, staging: Path, created_ms: int) -> tuple[Path, ...]:
@@ -160,7 +162,7 @@ def bootstrap(config: FeatureConfig, staging: Path, created_ms: int) -> tuple[Pa
 
 
 def _candidate(training: Training, k: int, judged: _Judged, created_ms: int) -> Candidate:
-    config, progress, (probing, _, evaluation) = training.config, training.progress, judged
+    config, progress, (probing, _, evaluation) = training.config, training.progress, judged[:3]
     policy = config.learned_policies()[k]
     actions = evaluation.action[k].tolist()
     probes = (Probe(state, tuple(action)) for state, action in zip(probing.states, actions, strict=True))
@@ -183,6 +185,8 @@ def _candidate(training: Training, k: int, judged: _Judged, created_ms: int) -> 
         advantage_mean=float(evaluation.advantage[k].mean()) if probing.covered else None,
         pages=dict(progress.pages.get(policy, {})),
         probes=tuple(probes),
+        seeds=dict(progress.seeds),
+        seed_spread=float(judged.action_spread[k]) if len(config.algorithm.all_seeds) > 1 else None,
     )
 
 

@@ -25,6 +25,7 @@ from pageturn.on_flink import Engine, check_engine, engine_options, follow
 from pageturn.operating import counts, dashboard, status, switch
 from pageturn.options import FILE, FOLDER, TARGET, Commands, options, partitions, stop_signal
 from pageturn.powering import power
+from pageturn.pretraining import pretrain
 from pageturn.sharding import Live, Sharding, check_sharding, run_live, shard_options
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def archive(log_url: str, until_idle: bool, directory: Path) -> None:
 
 @main.command()
 @options("config", "log", "store", "state", "staging", "until_idle", "metrics")
+@click.option("--tensorboard", type=FOLDER, help="Where to write the numbers of each round for TensorBoard.")
 def train(
     config_path: Path,
     log_url: str,
@@ -168,6 +170,7 @@ def train(
     staging: Path,
     until_idle: bool,
     metrics_address: str | None,
+    tensorboard: Path | None,
 ) -> None:
     """Learn from transitions as they come; write candidates."""
     from pipeline.config.reading import load_config
@@ -189,6 +192,7 @@ def train(
             done = run_trainer(
                 feature_config, log_url, state,
                 vectors=vectors, export=export, until_idle=until_idle, stop=stop, metrics=metrics,
+                tensorboard=tensorboard,
             )  # fmt: skip
     explored = ", ".join(f"{name} explored {n}" for name, n in done.explored.items()) or "none explored"
     click.echo(f"{done.ingested} transitions ({explored}), {done.updates} updates")
@@ -356,6 +360,7 @@ for command in (
     up,
     down,
     simulate,
+    pretrain,
     report,
     status,
     dashboard,

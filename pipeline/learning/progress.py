@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 
 import msgspec
 from msgspec import Struct, field
@@ -24,9 +24,12 @@ class Progress(Struct, forbid_unknown_fields=True):
     pages: dict[str, dict[str, int]] = field(default_factory=dict)  # policy -> decided_by, since the last candidate
     reward_abs_max: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)  # ingested, but not learned from, by reason
+    pretrained: str | None = None  # what the weights were trained on before the first transition
     owed: float = 0.0  # updates, a fraction of one
     updates: int = 0
     exported: int = 0  # `ingested` at the last candidate
+    chosen: int = 0  # of the seeds: whose losses are reported, and which is handed out
+    seeds: dict[str, float] = field(default_factory=dict)  # how they compared when they last were, by metric
 
     @property
     def read(self) -> int:
@@ -46,6 +49,12 @@ class Progress(Struct, forbid_unknown_fields=True):
     def count_page(self, decision: Decision) -> None:
         pages = self.pages.setdefault(decision.policy, {})
         pages[decision.decided_by.value] = pages.get(decision.decided_by.value, 0) + 1
+
+    def only_of(self, policies: Collection[str]) -> None:
+        """Forget what was counted of other policies: one that comes, or comes back, begins anew."""
+        for counts in (self.explored, self.pages):
+            for gone in counts.keys() - set(policies):
+                del counts[gone]
 
     def refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
@@ -69,17 +78,22 @@ class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     offsets: bytes
     rows: int  # taken in so far, to learn from
     spent: bytes = b""  # bool: rows that are held though nothing more is learned from them
+    held_out_partitions: bytes = b""  # int32, int64: where the pages came from that seeds are compared on
+    held_out_offsets: bytes = b""
+    policies: tuple[str, ...] = ()  # the learned ones, in the order in which weights are stacked
 
 
 FORMAT, FORMAT_VERSION = "pageturn-trainer", 1
 
 
 def identity(config: FeatureConfig, round_size: int) -> dict[str, str]:
-    """What weights depend on besides the log, one text per part. A checkpoint belongs to one identity."""
+    """What weights depend on besides the log and the learned policies, one text per part.
+
+    A checkpoint belongs to one identity. Policies come and go: see `carrying.py`.
+    """
     return {
         "features, embeddings, fusion and action (sha256)": config_sha(config),
         "algorithm": msgspec.json.encode(config.algorithm, order="sorted").decode(),
-        "learned policies": json.dumps(config.learned_policies()),
         "transitions per round": str(round_size),
     }
 

@@ -20,11 +20,13 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.durable import exclusive
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder, VectorSource
-from pipeline.learning.checkpoint import Checkpoints, restore
+from pipeline.learning.carrying import carry_over
+from pipeline.learning.checkpoint import Checkpoints
 from pipeline.learning.metrics import MetricsFile, measured, show
 from pipeline.learning.progress import Progress, check_identity, decode_saved, identity
 from pipeline.learning.rereading import reread
-from pipeline.learning.training import ROUND_SIZE, Training, origins_of
+from pipeline.learning.summaries import Summaries
+from pipeline.learning.training import ROUND_SIZE, Training, held_out_origins_of, origins_of
 from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
@@ -57,6 +59,7 @@ class Job(NamedTuple):
     clock_ms: Callable[[], int]
     pace: Pace
     metrics: Metrics
+    tensorboard: Path | None
 
 
 def train(
@@ -71,18 +74,19 @@ def train(
     clock_ms: Callable[[], int] = wall_clock_ms,
     pace: Pace | None = None,
     metrics: Metrics | None = None,
+    tensorboard: Path | None = None,
 ) -> Progress:
     """Learn from the transitions topic until stopped or, with `until_idle`, until all that it holds was learned from.
 
     Resumes from the work directory's newest checkpoint. `export` is called as `config.publish` says, and once at an
-    idle end if there is anything new.
+    idle end if there is anything new. `tensorboard` is a directory for the numbers of each round.
     Raises: TrainerError, LogError; whatever `vectors` and `export` raise.
     """
     tf.config.experimental.enable_op_determinism()
     with exclusive(work_dir), closing(open_log(log_url)) as log:
         job = Job(
             config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace(),
-            metrics or Metrics(TRAINER),
+            metrics or Metrics(TRAINER), tensorboard,
         )  # fmt: skip
         run = _Run(job)
         run.follow()
@@ -102,6 +106,7 @@ class _Run:
         self._job = job
         self._checkpoints = Checkpoints(job.work_dir / "checkpoints")
         self._metrics = MetricsFile(job.work_dir / "metrics.jsonl")
+        self._summaries = Summaries(job.tensorboard) if job.tensorboard else None
         self._dead_letters: list[DeadLetter] = []
         self.training = Training(job.config, Encoder(job.config, job.vectors))
         self._number = self._resume()
@@ -135,7 +140,7 @@ class _Run:
                 positions = self.training.progress.positions
                 return OrderedReader(job.log, TRANSITIONS, positions, job.clock_ms, job.config.stream.clock_skew)
             except LogError as error:
-                if job.until_idle or self._durable is not None:
+                if job.until_idle or self.training.progress.positions:
                     raise
                 _log.warning("waiting for transitions: %s", error)
             job.stop.wait(job.pace.topic_s)
@@ -147,7 +152,10 @@ class _Run:
         if dead_letter is not None:
             self._dead_letters.append(dead_letter)
         if self.training.rounds != rounds:
-            self._metrics.append(measured(self.training, self._job.clock_ms()))
+            line = measured(self.training, self._job.clock_ms())
+            self._metrics.append(line)
+            if self._summaries is not None:
+                self._summaries.add(line, self.training.progress.ingested)
             show(self.training, record.appended_at_ms, self._job.metrics)
         behind = self.training.progress.ingested - (self._durable.ingested if self._durable else 0)
         if behind >= self._job.pace.checkpoint_every:
@@ -211,8 +219,10 @@ class _Run:
             return 0
         saved = decode_saved(loaded.state, str(loaded.path))
         check_identity(saved, identity(self._job.config, self.training.round_size), str(loaded.path))
-        restore(self.training.learner, loaded)
-        lost = self.training.resume(saved, reread(self._job.log, origins_of(saved)))
+        carry_over(self.training.learner, loaded, self._job.config, saved.policies)
+        log = self._job.log
+        held_out = reread(log, held_out_origins_of(saved))
+        lost = self.training.resume(saved, reread(log, origins_of(saved)), held_out)
         if lost:
             _log.warning(
                 "%d transitions of the replay are no longer in the log, or not readable; going on without", lost

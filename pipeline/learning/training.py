@@ -21,7 +21,9 @@ from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
 from pipeline.learning.errors import DivergenceError
 from pipeline.learning.feeding import Feeding, Losses, ReplayFeeding
+from pipeline.learning.holdout import HELD_OUT, Holdout, named
 from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_transition, to_example
+from pipeline.learning.learner import Learner
 from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
 from pipeline.learning.replay import Origins, RecentIds
@@ -32,6 +34,7 @@ from pipeline.records import DeadLetter, State
 ROUND_SIZE = 64
 RECENT_IDS = 131_072
 _STATES_PER_PROBE = 16
+_ROUNDS_PER_CHOICE = 16  # between comparisons of the seeds, each of which costs about as much as ten updates
 _SLACK = 2.0  # of the bound on |Q|: approximation may overshoot it, divergence leaves it behind
 
 Metrics = dict[str, float]
@@ -45,14 +48,16 @@ class Probing(NamedTuple):
 class Training:
     """Owns the learner and everything that it learns from."""
 
-    def __init__(self, config: FeatureConfig, encoder: Encoder, *, round_size: int = ROUND_SIZE) -> None:
+    def __init__(
+        self, config: FeatureConfig, encoder: Encoder, *, round_size: int = ROUND_SIZE, learner: Learner | None = None
+    ) -> None:
         self.config, self.encoder, self.round_size = config, encoder, round_size
-        self.learner = learner_of(config)
-        self.chosen = 0  # of the seeds: whose losses are reported, and which is handed out
+        self.learner = learner or learner_of(config)
         self.snapshot = Snapshot.initial(config)
         self.progress = Progress()
         self.losses: Metrics = {}  # of the last round with updates
         self.feeding = _feeding(config, encoder, round_size)
+        self.holdout = Holdout(config, encoder)
         self._statistics = Statistics(config)
         self._recent = RecentIds(RECENT_IDS)
         self._policies = config.learned_policies()
@@ -97,6 +102,9 @@ class Training:
         return DeadLetter(where, why.reason, why.detail, record.appended_at_ms, record.key, record.payload)
 
     def _remember(self, example: Example, record: Record, spent: bool = False) -> str | None:
+        if self.holdout.takes(example.transition):
+            self.holdout.add(example, record.partition, record.offset)
+            return HELD_OUT
         self._states[example.by_baseline].append(example.transition.state)
         return self.feeding.add(example, record.partition, record.offset, spent)
 
@@ -109,6 +117,18 @@ class Training:
         history = self.feeding.learn(self.learner, self.snapshot, self.progress, active)
         if history:
             self.losses = {**self.losses, **self._summary(history)}
+        if len(self.config.algorithm.all_seeds) > 1 and self.rounds % _ROUNDS_PER_CHOICE == 0:
+            self._choose()
+
+    def _choose(self) -> None:
+        """At fixed transitions, and not when a candidate is due, which a clock decides: runs agree on the seed, too."""
+        choice = self.holdout.choose(self.learner, self.snapshot, self.chosen)
+        self.progress.chosen, self.progress.seeds = choice.chosen, named(choice, self.config.algorithm.all_seeds)
+
+    @property
+    def chosen(self) -> int:
+        """Of the seeds: whose losses are reported, and which is handed out."""
+        return self.progress.chosen
 
     def _summary(self, history: list[Losses]) -> Metrics:
         """Means over the updates of a round, of the chosen seed. Raises DivergenceError where one is not finite."""
@@ -120,6 +140,8 @@ class Training:
         metrics: Metrics = {}
         for name, mean in means.items():
             metrics |= dict(self._named(name, mean[self.chosen]))
+            if len(mean) > 1:
+                metrics |= dict(self._named(f"{name}_spread", mean.std(axis=0)))
         sizes = [mean.max(initial=0.0) for name, mean in means.items() if name.split("/")[0] == "q_abs"]
         metrics["diverged"] = float(max(sizes, default=0.0) > self.q_bound)
         return metrics
@@ -139,7 +161,12 @@ class Training:
     @property
     def run_id(self) -> str:
         """The same for all that learns the same: the config's share in it, and the transition it began with."""
-        parts = {**identity(self.config, self.round_size), "first transition": self.progress.first_transition}
+        parts = {
+            **identity(self.config, self.round_size),
+            "learned policies": self._policies,
+            "first transition": self.progress.first_transition,
+            "pre-trained on": self.progress.pretrained,
+        }
         return xxhash.xxh32_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
     @property
@@ -167,7 +194,7 @@ class Training:
         return Probing(tuple(states[i] for i in picks), covered)
 
     def saved(self) -> Saved:
-        held = self.feeding.held()
+        held, held_out = self.feeding.held(), self.holdout.origins()
         return Saved(
             format=FORMAT,
             format_version=FORMAT_VERSION,
@@ -181,15 +208,20 @@ class Training:
             offsets=held.origins.offsets.astype("<i8").tobytes(),
             spent=held.spent.tobytes(),
             rows=held.rows,
+            held_out_partitions=held_out.partitions.astype("<i4").tobytes(),
+            held_out_offsets=held_out.offsets.astype("<i8").tobytes(),
+            policies=self._policies,
         )
 
-    def resume(self, saved: Saved, rows: Iterable[Record | None]) -> int:
+    def resume(self, saved: Saved, rows: Iterable[Record | None], held_out: Iterable[Record | None] = ()) -> int:
         """Everything but the weights, from a checkpoint of this identity.
 
-        `rows` are the records of `origins_of(saved)`, in that order. Returns how many of them the log no longer has,
-        or cannot be encoded any more; with none missing the run goes on as if it had not been interrupted.
+        `rows` are the records of `origins_of(saved)`, in that order, `held_out` those of `held_out_origins_of(saved)`.
+        Returns how many of `rows` the log no longer has, or cannot be encoded any more; with none missing the run goes
+        on as if it had not been interrupted.
         """
         self.progress, self.losses = copy.deepcopy(saved.progress), dict(saved.losses)
+        self._meet(saved.policies)
         self._statistics = Statistics.from_bytes(saved.statistics, self.config)
         self.snapshot = Snapshot.from_bytes(saved.snapshot, self.config)
         self._recent = RecentIds(RECENT_IDS, np.frombuffer(saved.recent, "<u8"))
@@ -199,7 +231,16 @@ class Training:
         found = sum(self._put_back(record, bool(old)) for record, old in zip(rows, spent, strict=True))
         if found < expected:
             self.feeding.keep_last(found)
+        for record in held_out:
+            self._put_back(record, False)
         return expected - found
+
+    def _meet(self, former: tuple[str, ...]) -> None:
+        """Where policies came or went since the checkpoint: nothing that is known of those is of these."""
+        if former != self._policies:
+            self.progress.only_of(set(former) & set(self._policies))
+            known = {name: [*name.split("/"), None][1] for name in self.losses}
+            self.losses = {name: x for name, x in self.losses.items() if known[name] in (None, *self._policies)}
 
     def _put_back(self, record: Record | None, spent: bool) -> bool:
         transition = Unusable("gone", "") if record is None else read_transition(record.payload)
@@ -210,6 +251,10 @@ class Training:
             return False
         self._remember(example, record, spent)
         return True
+
+
+def held_out_origins_of(saved: Saved) -> Origins:
+    return Origins(np.frombuffer(saved.held_out_partitions, "<i4"), np.frombuffer(saved.held_out_offsets, "<i8"))
 
 
 def _feeding(config: FeatureConfig, encoder: Encoder, round_size: int) -> Feeding:
