@@ -81,7 +81,9 @@ class ReplayFeeding:
         """For every seed rows of its own: those that it would learn from if it were alone."""
         seeds, size = self._algorithm.all_seeds, self._algorithm.batch_size
         drawn = [self._sample(seed, number, count * size) for seed in seeds]
-        state, next_state, *columns = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        # NumPy packs records that it puts together, unless it is told how they lie.
+        columns = [np.concatenate(column, dtype=column[0].dtype) for column in zip(*drawn, strict=True)]
+        state, next_state, *columns = columns
         inputs = [self._encoder.finish(rows, snapshot) for rows in (state, next_state)]
         shape = (len(seeds), count, size)
         states = [{name: x.reshape(*shape, *x.shape[1:]) for name, x in each.items()} for each in inputs]

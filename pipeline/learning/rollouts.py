@@ -169,7 +169,7 @@ class RolloutFeeding:
 
     def _pages(self, rows: list[_Row], snapshot: Snapshot) -> Pages:
         rows = sorted(rows, key=lambda row: row.place)
-        pairs = np.stack([row.example.rows for row in rows], axis=1)
+        pairs = np.stack([row.example.rows for row in rows], axis=1, dtype=self._encoder.prepared_dtype)  # or it packs
         state, next_state = (self._encoder.finish(np.ascontiguousarray(x), snapshot) for x in pairs)
         columns = [np.stack(column).astype(np.float32) for column in zip(*(row.drawn for row in rows), strict=True)]
         transitions = [row.example.transition for row in rows]
