@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from benchmarks.rollouts import Inputs, RolloutLessons, Seen
 from pipeline.config import schema
 from pipeline.config.schema import ActionDimension, Bucket, Buckets, Dense, FeatureConfig, PayPlusAPhi, ZScore
-from pipeline.exploration import default_sigma
+from pipeline.exploration import default_sigma, log_density
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
-from pipeline.learning.learner import Batch
+from pipeline.learning.learner import Batch, Learner
 from pipeline.learning.learners import learner_of
 from pipeline.simulation import observing
 from pipeline.simulation.draws import Array
@@ -80,6 +81,46 @@ class Memory:
         return Page(*(kept[at] for kept in self._kept))
 
 
+class Lessons(Protocol):
+    """What a learner is taught with, and when."""
+
+    added: int
+
+    def add(self, page: Page, seen: Seen) -> None: ...
+
+    def teach(self, learner: Learner, inputs: Inputs, active: bool, updates: int) -> int:
+        """What is due. Returns the number of updates in all; there were `updates` before."""
+
+
+class ReplayLessons:
+    """A part of an update for each transition, on transitions of any age."""
+
+    def __init__(self, algorithm: schema.Replaying, columns: int) -> None:
+        self._algorithm, self._memory = algorithm, Memory(algorithm.replay, columns)
+        self._random = np.random.default_rng([algorithm.seed, 2])
+        self._owed, self._new = 0.0, 0
+
+    @property
+    def added(self) -> int:
+        return self._memory.added
+
+    def add(self, page: Page, seen: Seen) -> None:
+        self._memory.add(page)
+        self._new = len(page.reward)
+
+    def teach(self, learner: Learner, inputs: Inputs, active: bool, updates: int) -> int:
+        if self.added < self._algorithm.batch_size:
+            return updates
+        self._owed += self._new * self._algorithm.updates_per_transition
+        due = int(self._owed)
+        self._owed -= due
+        for _ in range(due):
+            page = self._memory.sample(self._random, self._algorithm.batch_size)
+            of_seed = ({name: x[None] for name, x in inputs(state).items()} for state in (page.state, page.next_state))
+            learner.step(Batch(*of_seed, *(x[None] for x in page[2:])), np.array([active]))
+        return updates + due
+
+
 class Feeds:
     """Environments side by side, and the noise of each session."""
 
@@ -89,6 +130,7 @@ class Feeds:
         seeds = self._random.integers(2**31, size=_FEEDS)
         self.state = np.stack([env.reset(seed=int(s))[0] for env, s in zip(self._envs, seeds, strict=True)])
         self._noise = np.zeros(_FEEDS)
+        self._visit, self._index = np.arange(_FEEDS), np.zeros(_FEEDS, int)
         dimension = config.action[0]
         (self._low, self._high), self._baseline = dimension.range, dimension.baseline
         self._theta, self._sigma = dimension.noise.theta, _sigma(dimension)
@@ -96,19 +138,30 @@ class Feeds:
 
     def page(self, mean: Array) -> Page:
         """Every feed turns a page, around the given mean actions; sessions that end are followed by new ones."""
+        return self.logged_page(mean)[0]
+
+    def logged_page(self, mean: Array) -> tuple[Page, Seen]:
+        """The same, with all that an agent would log of it."""
         fresh = self._random.standard_normal(_FEEDS)
-        self._noise = (1 - self._theta) * self._noise + self._sigma * fresh
-        action = np.where(self.control, self._baseline, np.clip(mean + self._noise, self._low, self._high))
+        carried = (1 - self._theta) * self._noise
+        self._noise = carried + self._sigma * fresh
+        raw = mean + self._noise
+        action = np.where(self.control, self._baseline, np.clip(raw, self._low, self._high))
         before, after = self.state, [env.step(np.array([a])) for env, a in zip(self._envs, action, strict=True)]
         reached = np.stack([obs for obs, *_ in after])
         left = np.array([terminated for _, _, terminated, _, _ in after])
         cut = np.array([truncated for _, _, _, truncated, _ in after])
         self.state = reached.copy()
+        visit, index = self._visit.copy(), self._index.copy()
+        self._index += 1
         for i in np.flatnonzero(left | cut):
             self.state[i], _ = self._envs[i].reset()
-            self._noise[i] = 0.0
-        reward = np.array([r for _, r, *_ in after])
-        return Page(before, reached, action[:, None], reward, np.where(left, 0.0, 1.0), self.control)
+            self._noise[i], self._index[i], self._visit[i] = 0.0, 0, self._visit.max() + 1
+        reward, discount = np.array([r for _, r, *_ in after]), np.where(left, 0.0, 1.0)
+        density = np.array([log_density(float(x), 0.0, 1.0) for x in fresh]) - np.log(self._sigma)
+        sigma = np.full(_FEEDS, self._sigma)
+        seen = Seen(before, reached, raw, mean, carried, sigma, density, reward, discount, visit, index, self.control)
+        return Page(before, reached, action[:, None], reward, discount, self.control), seen
 
 
 class Apprenticeship:
@@ -120,24 +173,23 @@ class Apprenticeship:
         self._encoder, self._statistics = Encoder(config), Statistics(config)
         self._snapshot = Snapshot.initial(config)
         self._feeds = Feeds(world, config, config.algorithm.seed)
-        self._memory = Memory(config.algorithm.replay, len(observing.names(world.params)))
-        self._random = np.random.default_rng([config.algorithm.seed, 2])
-        self.updates, self._explored, self._owed = 0, 0, 0.0
+        self._lessons = _lessons(config.algorithm, len(observing.names(world.params)))
+        self.updates, self._explored = 0, 0
 
     @property
     def transitions(self) -> int:
-        return self._memory.added
+        return self._lessons.added
 
     def learn(self, transitions: int) -> None:
         """Go on until there were so many transitions in all, those of the baseline included."""
         while self.transitions < transitions:
-            page = self._feeds.page(self._actions(self._feeds.state))
-            self._memory.add(page)
+            page, seen = self._feeds.logged_page(self._actions(self._feeds.state))
+            self._lessons.add(page, seen)
             self._statistics.update(self._rows(page.state))
             self._snapshot = self._statistics.freeze()
             self._explored += int(np.sum(~self._feeds.control))
-            if self.transitions >= self._algorithm.batch_size:
-                self._update(len(page.reward))
+            active = self._explored >= self._algorithm.actor_after
+            self.updates = self._lessons.teach(self.learner, self._inputs, active, self.updates)
 
     def policy(self) -> Policy:
         """What the learner would do now, without noise."""
@@ -158,16 +210,9 @@ class Apprenticeship:
         rows["dense"] = state
         return rows
 
-    def _update(self, new: int) -> None:
-        self._owed += new * self._algorithm.updates_per_transition
-        active = np.array([self._explored >= self._algorithm.actor_after])
-        for _ in range(int(self._owed)):
-            page = self._memory.sample(self._random, self._algorithm.batch_size)
-            states = (self._inputs(page.state), self._inputs(page.next_state))
-            of_seed = ({name: x[None] for name, x in state.items()} for state in states)
-            self.learner.step(Batch(*of_seed, *(x[None] for x in page[2:])), active)
-            self._owed -= 1
-            self.updates += 1
+
+def _lessons(algorithm: schema.Algorithm, columns: int) -> Lessons:
+    return RolloutLessons(algorithm) if isinstance(algorithm, schema.OnPolicy) else ReplayLessons(algorithm, columns)
 
 
 def _sigma(dimension: ActionDimension) -> float:
