@@ -24,9 +24,8 @@ def grid_of(make_config, action: tuple[ActionDimension, ...], levels: int) -> tu
 def test_levels_are_even_and_hold_the_baseline() -> None:
     assert levels_of(ActionDimension("a", 1.0, (0.0, 2.0)), 5) == (0.0, 0.5, 1.0, 1.5, 2.0)
     assert levels_of(ActionDimension("a", 0.9, (0.0, 2.0)), 3) == (0.0, 0.9, 1.0, 2.0)
-    thirds = levels_of(ActionDimension("a", 1.0, (0.7, 1.6)), 10)  # 0.7 + 3 * 0.1 is not 1.0
-    assert len(thirds) == 10
-    assert thirds[3] == 1.0
+    assert 0.1 + (1.3 - 0.1) * 3 / 4 != 1.0
+    assert levels_of(ActionDimension("a", 1.0, (0.1, 1.3)), 5)[3:] == (1.0, 1.3)
     assert atoms(ODD, 3) == 4 * 3
 
 
