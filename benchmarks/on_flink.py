@@ -88,8 +88,8 @@ class Site:
 
     def _cpu_s(self, job: Job, config: FeatureConfig, log_folder: Path) -> float:
         """CPU-seconds that Flink and its Python take to make the log's events into outputs in the same log."""
+        entries = _taken_out(log_folder)
         with closing(FileLog(log_folder)) as log:
-            entries = _taken_out(log, log_folder)
             there = log_folder / "events-are-there"
             self._submit(job, config, log, log_folder, Clock(there))
             try:
@@ -172,12 +172,14 @@ def contenders() -> Iterator[dict[str, Contender]]:
             site.stop()
 
 
-def _taken_out(log: FileLog, folder: Path) -> list[Entry]:
+def _taken_out(folder: Path) -> list[Entry]:
     """The events, of which the log is left without."""
-    records = sorted(read_all(log, EVENTS), key=lambda record: (record.appended_at_ms, record.partition, record.offset))
-    partitions = log.partitions(EVENTS)
+    with closing(FileLog(folder)) as log:
+        records = sorted(read_all(log, EVENTS), key=lambda each: (each.appended_at_ms, each.partition, each.offset))
+        partitions = log.partitions(EVENTS)
     (folder / EVENTS).unlink()  # a link to what all contenders read
-    log.create(EVENTS, partitions)
+    with closing(FileLog(folder)) as log:
+        log.create(EVENTS, partitions)
     return [Entry(record.key, record.payload, record.appended_at_ms) for record in records]
 
 

@@ -236,10 +236,10 @@ class Stream:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
     def stop(self) -> str:
-        """In order; what it said at the end."""
+        """In order; what it said."""
         self._process.terminate()
         assert self._process.wait(_STOP_S) == 0, self.said()
-        return self.said().splitlines()[-1]
+        return self.said()
 
     def failure(self) -> str:
         """What it says, having ended by itself."""

@@ -59,6 +59,8 @@ def run_on_flink(
     stop: threading.Event,
 ) -> str | None:
     """Follow the job until it is to stop. Returns where its savepoint is, if Flink keeps one."""
+    for name in ("apache_beam.utils.subprocess_server", "apache_beam.options.pipeline_options"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # commands, pages long; options that Beam knows only later
     with exclusive(state_dir):
         if settings.local:
             return _run_locally(config, log_url, state_dir, settings, partitions, stop)
