@@ -26,6 +26,7 @@ from pipeline.streaming.run import run_stream
 
 CONFIG = Path(__file__).resolve().parents[2] / "feature_configs" / "simulated.yaml"
 PATIENCE_S = 250
+pytestmark = pytest.mark.timeout(900)  # several processes one after another, that load TensorFlow or Beam
 
 
 @pytest.fixture(scope="module")
