@@ -89,7 +89,7 @@ def test_it_learns_and_reports_end_to_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = structs.replace(learning.algorithm(WORLD), batch_size=32, actor_after=60)
-    monkeypatch.setattr(learning, "algorithm", lambda _: small)
+    monkeypatch.setattr(learning, "algorithm", lambda *_: small)
     path = tmp_path / "r.json"
     asked = ["--seeds", "2", "--transitions", "250", "--users", "100", "--json", str(path)]
     learning.main(asked)
