@@ -122,8 +122,14 @@ def events_of(page: Visited) -> list[Event]:
     return [shown, *heard]
 
 
+def asked_again(shown: Impression, rng: random.Random) -> Impression:
+    """The request of a client that got no answer in time."""
+    return msgspec.structs.replace(shown, time_ms=shown.time_ms + rng.randint(1, LONGEST_MS))
+
+
 def arrivals(session: Session, rng: random.Random, copies: bool = False) -> list[Stamped]:
-    """Every event in time; with `copies`, some again and again, in time or not. In the order of the stamps."""
+    """Every event in time; with `copies`, some again and again, in time or not, and some pages asked for once more. In
+    the order of the stamps."""
     stamped: list[tuple[int, float, Event]] = []
     for page in session:
         last_ms = page.time_ms + LONGEST_MS + LATENESS_MS
@@ -133,6 +139,8 @@ def arrivals(session: Session, rng: random.Random, copies: bool = False) -> list
             while copies and rng.random() < 0.4:
                 stamps.append(rng.choice([last_ms, last_ms + 1, rng.randint(soonest_ms, last_ms + 200)]))
             stamped += [(stamp, rng.random(), event) for stamp in stamps]
+            if copies and isinstance(event, Impression) and rng.random() < 0.4:
+                stamped.append((rng.randint(min(stamps) + 1, last_ms + MEMORY_MS), 0.0, asked_again(event, rng)))
     ends, log = [0, 0, 0], []
     for stamp, _, event in sorted(stamped, key=lambda each: each[:2]):
         partition = rng.randrange(3)

@@ -10,6 +10,8 @@ import pytest
 import tensorflow as tf
 from msgspec import structs
 
+from model_export.candidate import read_candidate
+from model_export.export import Exporter
 from pipeline.config.schema import FeatureConfig
 from pipeline.events import encode
 from pipeline.exploration import log_density
@@ -181,7 +183,9 @@ def cripple(training: Training, seed: int) -> None:
 
 
 @pytest.mark.parametrize("crippled", [0, 1])
-def test_in_a_run_a_crippled_seed_is_never_handed_out(config, make_transition, often: None, crippled: int) -> None:
+def test_in_a_run_a_crippled_seed_is_never_handed_out(
+    config, make_transition, often: None, tmp_path: Path, crippled: int
+) -> None:
     training = Training(config, Encoder(config))
     cripple(training, crippled)
     for i in range(12 * 64):
@@ -193,6 +197,11 @@ def test_in_a_run_a_crippled_seed_is_never_handed_out(config, make_transition, o
     scores = [line[f"seed_score/{seed}"] for seed in (1, 2, 3)]
     assert scores.index(min(scores)) == crippled
     assert {"advantage_mean_spread/p1", "value_loss_spread", "seed_effective/3"} <= line.keys()
+    (folder,) = Exporter(config, tmp_path)(training, created_ms=1)
+    candidate = read_candidate(folder)
+    assert (candidate.seed, candidate.seeds) == (1 + training.chosen, training.progress.seeds)
+    assert candidate.seed_spread == pytest.approx(np.std([0.1, 0.1, -0.6]) / 2)  # in ranges, of two units each
+    np.testing.assert_allclose([probe.action for probe in candidate.probes], 1.1, rtol=1e-6)
 
 
 def test_a_restart_keeps_the_choice_and_all_that_it_rests_on(config, make_transition, often: None) -> None:
