@@ -78,8 +78,11 @@ class Agent:
         self._config, self._settings = config, settings
         self._clock_ms, self._monotonic = clock_ms, monotonic
         self._memory = RetryMemory(settings.retries_remembered, settings.retries_for_s, monotonic)
-        stored = StoredVectors(store, config.kv_prefix, capacity=settings.vectors_in_memory, monotonic=monotonic)
-        self._vectors = TimelyVectors(stored, monotonic)
+        stored = StoredVectors(
+            store, config.kv_prefix, capacity=settings.vectors_in_memory, monotonic=monotonic,
+            fetched=lambda table, ids: self.metrics.count("vectors_fetched", ids, table=table),
+        )  # fmt: skip
+        self._vectors = TimelyVectors(stored, monotonic, self.metrics)
         self._follower = Follower(
             store,
             Pinner(config, store, model_server, settings.metadata_timeout_s),

@@ -9,6 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 
 from pipeline.features.stored_vectors import StoredVectors
+from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.store import StoreError
 
 _THREADS = 4  # a store that hangs holds this many, and no page longer than its deadline
@@ -17,9 +18,10 @@ _THREADS = 4  # a store that hangs holds this many, and no page longer than its 
 class TimelyVectors:
     """A `VectorSource`; what it is asked inside `within(deadline_s)` it answers by then, or with StoreError."""
 
-    def __init__(self, stored: StoredVectors, monotonic: Callable[[], float]) -> None:
+    def __init__(self, stored: StoredVectors, monotonic: Callable[[], float], metrics: Metrics) -> None:
         self._stored = stored
         self._monotonic = monotonic
+        self._metrics = metrics
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="vectors")
         self._local = threading.local()
 
@@ -34,8 +36,13 @@ class TimelyVectors:
 
     def vectors(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None]:
         ready = self._stored.cached(table, epoch, ids)
-        if ready is not None:
-            return ready
+        found = self._timely(table, epoch, ids) if ready is None else ready
+        self._metrics.count("vectors", len(ids), table=table)
+        if unknown := found.count(None):
+            self._metrics.count("vectors_unknown", unknown, table=table)
+        return found
+
+    def _timely(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None]:
         left_s = self._local.deadline_s - self._monotonic()
         try:
             future = self._pool.submit(self._stored.vectors, table, epoch, ids)

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,7 +32,18 @@ class VectorError(PageturnError):
 class TableMeta(Struct, frozen=True):
     dim: int
     dtype: str
-    rows: int  # at least: a load that was broken off is not counted
+    rows: int
+
+
+class Portion(NamedTuple):
+    ids: Sequence[str]
+    matrix: np.ndarray  # [n, dim] float32 or float16
+
+
+class Loaded(NamedTuple):
+    meta: TableMeta
+    added: int
+    known: int  # rows that were there, the same
 
 
 class StoredVectors:
@@ -49,12 +61,15 @@ class StoredVectors:
         capacity: int,
         monotonic: Callable[[], float],
         absent_s: float = 5.0,
+        fetched: Callable[[str, int], None] = lambda table, ids: None,
     ) -> None:
+        """`fetched` hears how many vectors of a table the store was asked for."""
         self._store = store
         self._prefix = kv_prefix
         self._capacity = capacity
         self._monotonic = monotonic
         self._absent_s = absent_s
+        self._fetched = fetched
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[bytes | None, float]] = OrderedDict()  # key -> value, when it was read
 
@@ -64,6 +79,7 @@ class StoredVectors:
         found, missing = self._recall(keys)
         if missing:
             found.update(self._fetch(missing))
+            self._fetched(table, len(missing))
         return [None if key is None else found[key] for key in keys]
 
     def cached(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None] | None:
@@ -114,7 +130,48 @@ def load_vectors(
     store: KeyValueStore, kv_prefix: str, table: str, epoch: str, ids: Sequence[str], matrix: np.ndarray
 ) -> TableMeta:
     """Add vectors ([n, dim] float32 or float16) to a table. Can be repeated; never changes a vector (VectorError)."""
+    return load_portions(store, kv_prefix, table, epoch, [Portion(ids, matrix)]).meta
+
+
+def load_portions(
+    store: KeyValueStore,
+    kv_prefix: str,
+    table: str,
+    epoch: str,
+    portions: Iterable[Portion],
+    told: Callable[[int], None] = lambda rows: None,
+) -> Loaded:
+    """As `load_vectors`, of tables that do not fit into memory; ids are distinct over all portions.
+
+    The table's record is written last: a load that was broken off is finished by doing it again. `told` hears how many
+    rows were handled so far.
+    """
     where = f"{kv_prefix}:{table}:{epoch}"
+    before = read_table(store, kv_prefix, table, epoch)
+    kind = None if before is None else (before.dim, before.dtype)
+    rows = added = 0
+    for portion in portions:
+        kind = _checked(where, portion, kind)
+        added += _add_all(store, [vector_key(kv_prefix, table, epoch, each) for each in portion.ids], portion.matrix)
+        rows += len(portion.ids)
+        told(rows)
+    if kind is None:
+        msg = f"{where}: expected vectors, found none"
+        raise VectorError(msg)
+    meta = TableMeta(*kind, rows if before is None else before.rows + added)
+    store.put(vector_key(kv_prefix, table, epoch, _META), msgspec.json.encode(meta))
+    return Loaded(meta, added, rows - added)
+
+
+def drop_table(store: KeyValueStore, kv_prefix: str, table: str, epoch: str) -> int:
+    """Delete an epoch; how many vectors it had."""
+    store.delete_many([vector_key(kv_prefix, table, epoch, _META)])
+    return store.delete_prefix(vector_key(kv_prefix, table, epoch, ""))
+
+
+def _checked(where: str, portion: Portion, kind: tuple[int, str] | None) -> tuple[int, str]:
+    """The portion's (dim, dtype). Raises: VectorError."""
+    ids, matrix = portion
     if matrix.ndim != 2 or len(ids) != len(matrix) or matrix.dtype.name not in ("float32", "float16"):
         msg = f"{where}: expected [{len(ids)}, dim] of float32 or float16, found {list(matrix.shape)} {matrix.dtype}"
         raise VectorError(msg)
@@ -124,20 +181,11 @@ def load_vectors(
     if _META in ids or len(set(ids)) < len(ids):
         msg = f"{where}: expected distinct ids, none of them {_META!r}, found others"
         raise VectorError(msg)
-    before = _agreeing(store, kv_prefix, table, epoch, matrix)
-    added = _add_all(store, [vector_key(kv_prefix, table, epoch, each) for each in ids], matrix)
-    meta = TableMeta(int(matrix.shape[1]), matrix.dtype.name, (before.rows if before else 0) + added)
-    store.put(vector_key(kv_prefix, table, epoch, _META), msgspec.json.encode(meta))
-    return meta
-
-
-def _agreeing(store: KeyValueStore, prefix: str, table: str, epoch: str, matrix: np.ndarray) -> TableMeta | None:
-    before = read_table(store, prefix, table, epoch)
-    if before is not None and (before.dim, before.dtype) != (matrix.shape[1], matrix.dtype.name):
-        expected, found = f"{before.dim} x {before.dtype}", f"{matrix.shape[1]} x {matrix.dtype}"
-        msg = f"{prefix}:{table}:{epoch}: expected {expected} as the table holds, found {found}"
+    found = int(matrix.shape[1]), matrix.dtype.name
+    if kind is not None and kind != found:
+        msg = f"{where}: expected {kind[0]} x {kind[1]} as the table holds, found {found[0]} x {found[1]}"
         raise VectorError(msg)
-    return before
+    return found
 
 
 def _add_all(store: KeyValueStore, keys: list[str], matrix: np.ndarray) -> int:

@@ -114,6 +114,16 @@ class RedisStore:
         for chunk in _chunks(keys):
             self._repeatable(partial(self._client.unlink, *chunk))
 
+    def delete_prefix(self, prefix: str) -> int:
+        pattern, cursor, deleted = _escape(prefix) + "*", 0, 0
+        while True:
+            cursor, found = self._repeatable(partial(self._client.scan, cursor, pattern, _CHUNK))
+            doomed = [key for key in found if not key.endswith((_LEASE.encode(), _TOKEN.encode()))]
+            if doomed:
+                deleted += self._repeatable(partial(self._client.unlink, *doomed))
+            if cursor == 0:
+                return deleted
+
     def keys(self, prefix: str) -> list[str]:
         pattern = _escape(prefix) + "*"
         found: set[bytes] = self._repeatable(lambda: set(self._client.scan_iter(match=pattern, count=_CHUNK)))

@@ -74,6 +74,11 @@ class SqliteStore:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             connection.executemany("DELETE FROM pairs WHERE key = ?", ((key,) for key in keys))
 
+    def delete_prefix(self, prefix: str) -> int:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            query = "DELETE FROM pairs WHERE key >= ?1 AND (?2 IS NULL OR key < ?2)"
+            return connection.execute(query, (prefix, _first_after(prefix))).rowcount
+
     def keys(self, prefix: str) -> list[str]:
         with self._transaction("BEGIN") as connection:
             query = "SELECT key FROM pairs WHERE key >= ?1 AND (?2 IS NULL OR key < ?2) ORDER BY key"

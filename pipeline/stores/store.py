@@ -27,6 +27,9 @@ class KeyValueStore(Protocol):
 
     def delete_many(self, keys: Iterable[str]) -> None: ...
 
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete all keys that start with the prefix, however many, in portions; says how many there were."""
+
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with the prefix, sorted. For operators and clean-up, not for a request's path."""
 

@@ -77,10 +77,19 @@ def test_many_keys_are_written_read_listed_and_deleted(store: KeyValueStore) -> 
     store.put_many(values)
     assert store.get_many(list(values)) == list(values.values())
     assert store.keys("gyl:e:") == sorted(values)
-    store.delete_many([*values, "gyl:never-there"])
+    store.delete_many(["gyl:never-there", *list(values)[:10]])
+    assert store.delete_prefix("gyl:e:poi:") == 4_490
     assert store.keys("") == []
     store.put_many({})
     store.delete_many([])
+
+
+@pytest.mark.parametrize("key", NASTY_KEYS)
+def test_all_with_a_prefix_go_and_nothing_else(store: KeyValueStore, key: str) -> None:
+    store.put_many(dict.fromkeys((*NASTY_KEYS, "gyl:axb", f"{key}:1", f"{key}:2", "other"), b""))
+    assert store.delete_prefix(f"{key}:") == 2
+    assert store.delete_prefix(f"{key}:") == 0
+    assert store.keys("") == sorted((*NASTY_KEYS, "gyl:axb", "other"))
 
 
 @pytest.mark.parametrize("key", NASTY_KEYS)

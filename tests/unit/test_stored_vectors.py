@@ -9,6 +9,8 @@ import pytest
 
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.features.stored_vectors import StoredVectors, TableMeta, VectorError, load_vectors, read_table
+from pipeline.monitoring.catalogue import AGENT
+from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.store import StoreError
 
 
@@ -143,11 +145,18 @@ def test_many_vectors_are_written_in_portions(store: CountingStore):
 
 
 def test_timely_vectors_ask_the_store_only_for_what_is_not_in_memory(store: CountingStore):
-    timely = TimelyVectors(StoredVectors(store, "fd", capacity=10, monotonic=time.monotonic), time.monotonic)
+    metrics = Metrics(AGENT)
+    stored = StoredVectors(
+        store, "fd", capacity=10, monotonic=time.monotonic,
+        fetched=lambda table, ids: metrics.count("vectors_fetched", ids, table=table),
+    )  # fmt: skip
+    timely = TimelyVectors(stored, time.monotonic, metrics)
     for _ in range(3):
         with timely.within(time.monotonic() + 30):
-            assert timely.vectors("shop", "e1", ["a", "b"]) == [A, B]
+            assert timely.vectors("shop", "e1", ["a", "b", "x"]) == [A, B, None]
     assert len(store.asked) == 1
+    counted = {name: metrics.total(name, table="shop") for name in ("vectors", "vectors_fetched", "vectors_unknown")}
+    assert counted == {"vectors": 9, "vectors_fetched": 3, "vectors_unknown": 3}
     timely.close()
     with timely.within(time.monotonic() + 30), pytest.raises(StoreError, match="the agent is closed"):
         timely.vectors("shop", "e1", ["new"])
