@@ -26,8 +26,8 @@ test-flink: $(READY) cluster
 	$(BIN)/python -m pytest -m cluster --timeout 900 tests/cluster/test_flink.py $(PYTEST_ARGS)
 
 # Prints the table and keeps its figures. On a machine that does nothing else: ten minutes.
-bench-stream: $(READY)
-	$(BIN)/python -m benchmarks.stream --json benchmarks/results/stream.json
+bench-stream: $(READY) cluster
+	$(BIN)/python -m benchmarks.on_flink --json benchmarks/results/stream.json
 
 # Manifests and images, looked at without a cluster: rendered, against schemas, against our own commands.
 k8s-tools: $(READY)

@@ -1,6 +1,6 @@
 """Events per CPU-second of the stream on Flink, beside a plain loop and the embedded runner.
 
-    make cluster && python -m benchmarks.on_flink [--visits 3000] [--repeats 3] [--json FILE]
+    make bench-stream, or: make cluster && python -m benchmarks.on_flink [--visits 3000] [--repeats 3] [--json FILE]
 
 The rules are those of `benchmarks.stream`. Flink is a real one, as the cluster tests start it: a job manager and a task
 manager with one slot. The naive job has one element per event, pickled state, and Beam's defaults.
@@ -8,6 +8,8 @@ manager with one slot. The naive job has one element per event, pickled state, a
 A job is measured from when it only looks for events until its last output is written: what comes before (starting Java
 and Python, submitting) is not counted; what the job manager takes, and the looking, is. The events are older than the
 clock, which would close all their pages: for the source it stands still until they are there.
+
+Below the table: where the job's time goes. In a last run, which is not in the table, the worker's Python is profiled.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,11 +31,12 @@ import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.flink_runner import FlinkJarJobServer, FlinkRunner
 from apache_beam.runners.portability.job_server import JobServer, StopOnExitJobServer
+from msgspec import Struct
 
+from benchmarks import spending
 from benchmarks.naive import NaiveRecords
 from benchmarks.shares import BenchmarkError
-from benchmarks.stream import CONTENDERS, Contender, Result, measure, table
-from benchmarks.watching import load
+from benchmarks.stream import CONTENDERS, Contender, Result, Task, lone_task, measure, table
 from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.logs.files import FileLog, wall_clock_ms
@@ -72,6 +76,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0
+        self.spent: Counter[str] = Counter()  # CPU-seconds of the last job, by what they went to
         self.cluster = Cluster(JARS, folder / "flink", free_ports(3), task_managers=1, jvm=())
         self._jar = job_server(JARS, folder)
         self._job_server = StopOnExitJobServer(FlinkJarJobServer(self._options(())))
@@ -84,19 +89,27 @@ class Site:
         self.cluster.stop()
 
     def contender(self, job: Job) -> Contender:
-        return lambda task: self._cpu_s(job, task.config, task.folder)
+        return lambda task: self._run(job, task).total()
 
-    def _cpu_s(self, job: Job, config: FeatureConfig, log_folder: Path) -> float:
+    def profile(self, job: Job, task: Task) -> Counter[str]:
+        """Seconds of the worker's Python, by layer of the code."""
+        folder = self._folder / "profiles"
+        folder.mkdir()
+        self._run(Job(job.records, (*job.flags, "--profile_cpu", f"--profile_location={folder}")), task)
+        return spending.layers(folder)
+
+    def _run(self, job: Job, task: Task) -> Counter[str]:
         """CPU-seconds that Flink and its Python take to make the log's events into outputs in the same log."""
-        entries = _taken_out(log_folder)
-        with closing(FileLog(log_folder)) as log:
-            there = log_folder / "events-are-there"
-            self._submit(job, config, log, log_folder, Clock(there))
+        entries = _taken_out(task.folder)
+        with closing(FileLog(task.folder)) as log:
+            there = task.folder / "events-are-there"
+            self._submit(job, task.config, log, task.folder, Clock(there))
             try:
-                idle_s = self._until_idle()
+                idle = self._until_idle()
                 log.append(EVENTS, entries)
                 there.touch()
-                return self._until_quiet(log) - idle_s
+                self.spent = self._until_quiet(log) - idle
+                return self.spent
             finally:
                 self.cluster.cancel_jobs()
 
@@ -115,33 +128,33 @@ class Site:
         self._number += 1
         return pipeline_options(settings, f"job-{self._number}", (self._folder / "checkpoints").as_uri(), None)
 
-    def _until_idle(self) -> float:
-        """CPU-seconds until then, since the cluster started."""
+    def _until_idle(self) -> Counter[str]:
+        """What was taken until then, since the cluster started."""
         deadline_s = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline_s:
-            before_s = self._taken_s()
+            before = self._taken()
             time.sleep(2)
-            taken_s = self._taken_s()
-            if self.cluster.is_running() and taken_s - before_s < 2 * _IDLE:
-                return taken_s
+            taken = self._taken()
+            if self.cluster.is_running() and taken.total() - before.total() < 2 * _IDLE:
+                return taken
         message = f"the job on Flink did not start within {_PATIENCE_S:.0f} s: {self.cluster.said()}"
         raise BenchmarkError(message)
 
-    def _until_quiet(self, log: FileLog) -> float:
-        """CPU-seconds until the last output, since the cluster started."""
-        outputs, taken_s, at_s, deadline_s = 0, 0.0, time.monotonic(), time.monotonic() + _PATIENCE_S
+    def _until_quiet(self, log: FileLog) -> Counter[str]:
+        """What was taken until the last output, since the cluster started."""
+        outputs, taken, at_s, deadline_s = 0, Counter[str](), time.monotonic(), time.monotonic() + _PATIENCE_S
         while not outputs or time.monotonic() - at_s < _QUIET_S:
             there = sum(sum(log.end_offsets(topic).values()) for topic in OUTPUTS)
             if there > outputs:
-                outputs, taken_s, at_s = there, self._taken_s(), time.monotonic()
+                outputs, taken, at_s = there, self._taken(), time.monotonic()
             if time.monotonic() > deadline_s:
                 message = f"the job on Flink did not end within {_PATIENCE_S:.0f} s: {self.cluster.said()}"
                 raise BenchmarkError(message)
             time.sleep(0.1)
-        return taken_s
+        return taken
 
-    def _taken_s(self) -> float:
-        return load(self.cluster.pids()).cpu_s
+    def _taken(self) -> Counter[str]:
+        return spending.seconds(self.cluster.pids())
 
 
 class _Runner(FlinkRunner):
@@ -158,7 +171,7 @@ JOBS = {OURS: Job(StreamRecords), NAIVE: Job(NaiveRecords, ("--max_cache_memory_
 
 
 @contextmanager
-def contenders() -> Iterator[dict[str, Contender]]:
+def a_site() -> Iterator[Site]:
     """Flink is there until the end."""
     if not JARS.is_dir():
         message = f"no Flink in {JARS}: `make cluster` puts it there"
@@ -167,7 +180,7 @@ def contenders() -> Iterator[dict[str, Contender]]:
         site = Site(Path(folder))
         try:
             site.start()
-            yield {name: site.contender(job) for name, job in JOBS.items()}
+            yield site
         finally:
             site.stop()
 
@@ -183,6 +196,52 @@ def _taken_out(folder: Path) -> list[Entry]:
     return [Entry(record.key, record.payload, record.appended_at_ms) for record in records]
 
 
+class Profile(Struct, frozen=True):
+    """Of our job. A run with the profile of Python takes longer, and is in no row."""
+
+    cpu_s: dict[str, float]  # by process and kind of thread
+    python_s: dict[str, float]  # of the worker, by layer of the code
+
+
+class OnFlink(Struct, frozen=True):
+    compared: Result
+    profile: Profile
+
+
+def compare(visits: int, repeats: int) -> OnFlink:
+    with a_site() as site:
+        on_flink = {name: site.contender(job) for name, job in JOBS.items()}
+        compared = measure(visits, repeats, CONTENDERS | on_flink, _say)
+        with lone_task(visits) as task:
+            site.contender(JOBS[OURS])(task)
+            by_thread = site.spent
+        with lone_task(visits) as task:
+            by_layer = site.profile(JOBS[OURS], task)
+    return OnFlink(compared, Profile(_rounded(by_thread), _rounded(by_layer)))
+
+
+def _rounded(spent: Counter[str]) -> dict[str, float]:
+    return {what: round(seconds, 2) for what, seconds in spent.most_common()}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _told(found: OnFlink) -> str:
+    profile = found.profile
+    return "\n".join(
+        [
+            table(found.compared),
+            f"{OURS} / {NAIVE}: {_ratio(found.compared):.2f} (median of the repeats)",
+            f"Where the CPU-seconds of the {OURS} go:",
+            spending.shares(Counter(profile.cpu_s)),
+            "and, profiled, those of its Python worker:",
+            spending.shares(Counter(profile.python_s)),
+        ]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.on_flink", description=__doc__.split("\n")[0])
     parser.add_argument("--visits", type=int, default=3_000, help="of simulated users; each makes some ten events")
@@ -190,18 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args(arguments)
     try:
-        with contenders() as on_flink:
-            here = {name: CONTENDERS[name] for name in ("plain loop", "embedded runner")}
-            result = measure(
-                options.visits, options.repeats, here | on_flink, lambda line: print(line, file=sys.stderr)
-            )
+        found = compare(options.visits, options.repeats)
     except PageturnError as error:
         print(error, file=sys.stderr)
         return 1
-    print(table(result))
-    print(f"{OURS} / {NAIVE}: {_ratio(result):.2f} (median of {options.repeats})")
+    print(_told(found))
     if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     return 0
 
 

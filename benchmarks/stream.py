@@ -165,6 +165,15 @@ def _outputs(folder: Path) -> tuple[dict[str, str], dict[str, int]]:
 
 
 @contextmanager
+def lone_task(visits: int) -> Iterator[Task]:
+    """To be done once."""
+    with _folder() as root:
+        _events_log(root / "events", visits)
+        with _task(root) as task:
+            yield task
+
+
+@contextmanager
 def _folder() -> Iterator[Path]:
     root = Path(tempfile.mkdtemp(prefix="pageturn-bench-"))
     try:
