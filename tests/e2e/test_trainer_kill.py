@@ -89,7 +89,7 @@ def main(log_url: str, work_dir: str, poll: str, where: str = "", calls: str = "
 
     places = {
         "record": (Training, "ingest"),
-        "update": (Training, "_updates"),
+        "update": (Training, "_round"),
         "fsync": (os, "fsync"),
         "rename": (Path, "rename"),  # a checkpoint's into its place
         "replace": (os, "replace"),  # an old one's out of the way
