@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pageturn", "pipeline", "model_export")
 
 VOCABULARY = {"pipeline.durable", "pipeline.errors", "pipeline.records"}
-GROUND = {"pipeline.config", "pipeline.logs", "pipeline.stores", "pipeline.serving", "pipeline.monitoring"}
+GROUND = {
+    "pipeline.config",
+    "pipeline.logs",
+    "pipeline.stores",
+    "pipeline.serving",
+    "pipeline.monitoring",
+    "pipeline.ranking",
+}
 MIDDLE = {"pipeline.features", "pipeline.transitions", "pipeline.exploration", "pipeline.events"}
 UPPER = {"pipeline.agent", "pipeline.streaming", "pipeline.learning"}
 FLOORS = (VOCABULARY, GROUND, MIDDLE, UPPER, {"model_export", "pipeline.simulation"}, {"pageturn"})
@@ -103,6 +110,10 @@ HEAVY = ("tensorflow", "apache_beam", "keras")
         ("pipeline.events", (*HEAVY, "grpc", "redis", "numpy")),
         ("pipeline.records", (*HEAVY, "grpc", "redis", "numpy")),
         ("pipeline.exploration", (*HEAVY, "grpc", "redis", "numpy")),
+        ("pipeline.ranking.activeness", (*HEAVY, "grpc", "redis", "numpy")),
+        ("pipeline.ranking.comparing", (*HEAVY, "grpc", "redis", "numpy")),
+        ("pipeline.ranking.interleaving", (*HEAVY, "grpc", "redis", "numpy")),
+        ("pipeline.ranking.perturbing", (*HEAVY, "grpc", "redis")),
         ("pipeline.config.reading", (*HEAVY, "grpc", "redis", "numpy")),
         ("pipeline.logs.opening", (*HEAVY, "confluent_kafka")),
         ("pageturn.__main__", (*HEAVY, "redis")),
