@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from model_export.controller import Summary
 
 _VECTORS_IN_MEMORY = 1_000_000
+_SHARE = 0.5  # of the time, for the replica that is asked first
 _LOG = logging.getLogger("pageturn")
 
 
@@ -327,7 +328,7 @@ def agent(
         message = "--token-file needs --tls: a token on an open line is no secret"
         raise click.UsageError(message)
     from pipeline.agent.access import TokenGate
-    from pipeline.agent.agent import Agent
+    from pipeline.agent.agent import Agent, AgentSettings
     from pipeline.agent.service import serve_until
     from pipeline.config.reading import load_config
     from pipeline.logs.log import EVENTS, ensure_topic
@@ -345,8 +346,9 @@ def agent(
         ensure_topic(log, EVENTS, partitions)
         to_server = client_credentials(server_tls) if server_tls else None
         client = stack.enter_context(ModelServer(server, credentials=to_server))
+        settings = AgentSettings(first_attempt=_SHARE if server.startswith("dns:") else 1.0)
         decider = stack.enter_context(
-            Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode)
+            Agent(feature_config, store, client, log, agent_id=_process_name("agent"), mode=mode, settings=settings)
         )
         stack.enter_context(exposed(decider.metrics, metrics_address))
         serve_until(

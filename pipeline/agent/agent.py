@@ -16,9 +16,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from pipeline.agent.asking import PredictionSource
 from pipeline.agent.deciding import Decider, Mode, Outcome
 from pipeline.agent.follower import Follower
+from pipeline.agent.guarding import Breaker, GuardedServer, PredictionSource
 from pipeline.agent.impressions import LogWriter
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.memory import RetryMemory
@@ -50,6 +50,9 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True):
     stale_after_s: float = 30.0  # pointers older than this are still followed, and counted
     metadata_timeout_s: float = 2.0
     reserve_s: float = 0.002  # of a deadline, at most a tenth of it: for what comes after the model
+    breaker_failures: int = 5  # in a row, of the model server; then it is left alone,
+    breaker_pause_s: float = 0.25  # but for one call in so long, until one is answered
+    first_attempt: float = 1.0  # share of the time for the model; with less, another replica may make up for a slow one
     vectors_in_memory: int = 200_000
     retries_remembered: int = 20_000
     retries_for_s: float = 300.0
@@ -96,8 +99,10 @@ class Agent:
             monotonic=monotonic,
         )
         encoder = Encoder(config, self._vectors)
+        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, monotonic)
+        guarded = GuardedServer(model_server, breaker, self.metrics, monotonic, settings.first_attempt)
         self._decider = Decider(
-            config, encoder, self._vectors, model_server, self._follower, self.metrics,
+            config, encoder, self._vectors, guarded, self._follower, self.metrics,
             mode=Mode(mode), monotonic=monotonic,
         )  # fmt: skip
         capacity = settings.events_queued

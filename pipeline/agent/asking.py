@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
+from pipeline.agent.guarding import Avoided, PredictionSource
 from pipeline.agent.policies import OUTPUT, Pinned
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.config.schema import ActionDimension
-from pipeline.serving.client import Prediction
 from pipeline.serving.errors import NotServed, ServingError, TooLate, Unavailable
 
 _ROUNDING = 1e-4  # of the range: the model clips in float32
-
-
-class PredictionSource(Protocol):
-    def predict(
-        self, model: str, inputs: Mapping[str, np.ndarray], *, version: int | None = None, timeout_s: float
-    ) -> Prediction: ...
 
 
 def ask_means(
@@ -58,6 +51,8 @@ def usable_means(means: np.ndarray, dimensions: tuple[ActionDimension, ...]) -> 
 
 def reason_of(error: ServingError) -> Reason:
     match error:
+        case Avoided():
+            return Reason.AVOIDED
         case NotServed():
             return Reason.NOT_SERVED
         case TooLate():

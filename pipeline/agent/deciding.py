@@ -13,10 +13,11 @@ import numpy as np
 from msgspec.structs import replace
 
 from pipeline.agent.acting import Explorer, baseline_actions
-from pipeline.agent.asking import PredictionSource, ask_means, usable_means
+from pipeline.agent.asking import ask_means, usable_means
 from pipeline.agent.buckets import bucket_table, on_canary, slot_of
 from pipeline.agent.follower import Follower
 from pipeline.agent.fusion import Scores, UnusableScores, order_by, read_scores
+from pipeline.agent.guarding import PredictionSource
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.policies import Pinned
 from pipeline.agent.reasons import Reason, Trouble

@@ -12,6 +12,7 @@ class Reason(Enum):
     BAD_FEATURES = "bad_features"  # the request's features are not what the config says
     TIMEOUT = "timeout"  # the deadline was used up
     UNAVAILABLE = "unavailable"  # no connection to the model server, or it is overloaded
+    AVOIDED = "avoided"  # the model server failed several times in a row, and is left alone for a moment
     NOT_SERVED = "not_served"  # the model server does not have the version
     REFUSED = "refused"  # the model server refused the call, or failed on it
     VERSION_MISMATCH = "version_mismatch"  # another version answered, or parameters are of another config
