@@ -19,7 +19,7 @@ from pipeline.learning.losses import masked_mean, ranks, regression
 from pipeline.learning.masked_adam import MaskedAdam
 from pipeline.learning.networks import Inputs, drawing, for_policies
 from pipeline.learning.policy_losses import Surrogate, advantages, divergence, effective_share, log_density
-from pipeline.learning.policy_value import PolicyValue
+from pipeline.learning.policy_value import PolicyValue, Seen
 from pipeline.learning.rollouts import Lesson, Pages, Turn
 
 
@@ -75,15 +75,13 @@ class OnPolicy(tf.Module):
         self._compile(config)
 
     def _compile(self, config: FeatureConfig) -> None:
-        states, wide, whose = (
-            inputs_spec(config),
-            tf.TensorSpec([None, self.space.size]),
-            tf.TensorSpec([self._policies]),
-        )
+        states, wide = inputs_spec(config), tf.TensorSpec([None, self.space.size])
+        whose = tf.TensorSpec([self._policies])
         flags = (tf.TensorSpec([], tf.bool), tf.TensorSpec([self._seeds], tf.bool))
         step, assess = (self._examples_spec(config), whose, *flags), (states, dict(states), wide, wide, whose)
         self._step = tf.function(self._steps, input_signature=step, autograph=False)
         self._assess = tf.function(self._assessed, input_signature=assess, autograph=False)
+        self._look = tf.function(self._seen, input_signature=(states, whose), autograph=False)
         self.evaluate = tf.function(self._evaluate, input_signature=(states,), autograph=False)
 
     def _examples_spec(self, config: FeatureConfig) -> Examples:
@@ -204,12 +202,9 @@ class OnPolicy(tf.Module):
     def _goes_on(self, losses: Losses, going: tf.Tensor) -> tf.Tensor:
         return going
 
-    def _look(self, state: Inputs, whose: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Value [S, n], gain [S, n] and mean [S, n, N] of the shared networks."""
-        value, gain, action = self.evaluate(state)
-        k = int(whose.argmax()) if whose.any() else None
-        nothing = tf.zeros_like(value[:, 0])
-        return value[:, 0], nothing if k is None else gain[:, k], nothing if k is None else action[:, k]
+    def _seen(self, state: Inputs, whose: tf.Tensor) -> Seen:
+        """By the shared networks."""
+        return self.networks(for_seeds(state, self._seeds), whose)
 
     def _evaluate(self, inputs: Inputs) -> Evaluation:
         value, gain, action = self.networks.all_policies(for_seeds(inputs, self._seeds))
