@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/pageturn demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not cluster and not k8s" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not cluster and not k8s" $(PYTEST_ARGS)
 
 # Servers that tests start on this machine: pinned jars, fetched by Maven (Java 17 or later) into .cluster.
 cluster:
