@@ -55,6 +55,7 @@ class Cluster:
     ) -> None:
         self._jars, self._folder, self._count, self._jvm = jars, folder, task_managers, jvm
         self._rpc, self._rest, self._blob = ports
+        self.extra: dict[str, Any] = {}  # settings beside those below, or in their place
         self._numbers, self._logs = itertools.count(), dict[int, Path]()
         self.task_managers: list[subprocess.Popen[bytes]] = []
         self._job_manager: subprocess.Popen[bytes] | None = None
@@ -171,21 +172,29 @@ class Cluster:
         return self._logs[process.pid].read_text()
 
     def _launch_job_manager(self) -> None:
-        main = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-        self._job_manager = self._launch("jobmanager", main, 512)
+        self._job_manager = self._launch("jobmanager", self.job_manager_command())
 
     def _launch_task_manager(self) -> subprocess.Popen[bytes]:
-        main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-        return self._launch(f"taskmanager-{next(self._numbers)}", main, 640)
+        name = f"taskmanager-{next(self._numbers)}"
+        return self._launch(name, self.task_manager_command(name))
 
-    def _launch(self, name: str, main: str, heap_mb: int) -> subprocess.Popen[bytes]:
+    def job_manager_command(self) -> list[str]:
+        return self._command("jobmanager", "runtime.entrypoint.StandaloneSessionClusterEntrypoint", 512)
+
+    def task_manager_command(self, name: str) -> list[str]:
+        return self._command(name, "runtime.taskexecutor.TaskManagerRunner", 640)
+
+    def _command(self, name: str, main: str, heap_mb: int) -> list[str]:
+        """That starts it; its settings are written."""
         home = self._folder / name
-        home.mkdir(exist_ok=True)
-        settings = {**self._settings(), "io.tmp.dirs": str(home)}
+        home.mkdir(parents=True, exist_ok=True)
+        settings = {**self._settings(), **self.extra, "io.tmp.dirs": str(home)}
         (home / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
         opens = [f"--add-opens={package}=ALL-UNNAMED" for package in _OPENS]
         flags = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", *self._jvm, "-Dorg.slf4j.simpleLogger.defaultLogLevel=info"]
-        command = ["java", *flags, *opens, "-cp", f"{self._jars}/*", main, "--configDir", str(home)]
+        return ["java", *flags, *opens, "-cp", f"{self._jars}/*", f"org.apache.flink.{main}", "--configDir", str(home)]
+
+    def _launch(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         self._logs[process.pid] = self._folder / f"{name}.log"
@@ -236,10 +245,10 @@ class Stream:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
     def stop(self) -> str:
-        """In order; what it said."""
+        """In order; all that it said."""
         self._process.terminate()
         assert self._process.wait(_STOP_S) == 0, self.said()
-        return self.said()
+        return self._log.read_text()
 
     def failure(self) -> str:
         """What it says, having ended by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -18,13 +19,13 @@ from model_export.candidate import MODEL, PARAMETERS, Candidate, list_candidates
 from model_export.verdicts import read_verdicts
 from pageturn.__main__ import main
 from pageturn.generated import generate
-from pipeline.agent.agent import Agent, PageRequest
+from pipeline.agent.agent import Agent, PageDecision, PageRequest
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.config.reading import load_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
-from pipeline.records import DecidedBy, Item
+from pipeline.records import DecidedBy, Item, State
 from pipeline.serving.client import ModelServer
 from pipeline.serving.launch import running_server
 from pipeline.stores.opening import open_store
@@ -120,7 +121,9 @@ def served(run: Run) -> Iterator[tuple[Agent, ModelServer]]:
         store = open_store(f"sqlite:///{run.folder}/store.db")
         with Agent(run.config, store, client, None, agent_id="test") as agent:
             assert agent.wait_ready(30)
-            await_versions(client, run.config.model_name("rl_a"), {1, 2})
+            for policy in run.config.learned_policies():
+                await_versions(client, run.config.model_name(policy), {1, 2})
+                await_policy(run, agent, policy)
             yield agent, client
         store.close()
 
@@ -131,6 +134,24 @@ def await_versions(client: ModelServer, model: str, versions: set[int]) -> None:
     while {s.version for s in client.status(model, 5.0) if s.state == "AVAILABLE"} != versions:
         assert time.monotonic() < deadline, client.status(model, 5.0)
         time.sleep(0.1)
+
+
+def await_policy(run: Run, agent: Agent, policy: str) -> None:
+    """What an agent could not have of a server a moment ago, it asks for again within a second."""
+    state, deadline = newest(run, policy).probes[0].state, time.monotonic() + 60
+    for k in itertools.count():
+        decision = decide(run, agent, policy, f"first-{policy}-{k}", state).decision
+        if decision.decided_by is DecidedBy.POLICY:
+            return
+        assert time.monotonic() < deadline, decision.fallback_reason
+        time.sleep(0.1)
+
+
+def decide(run: Run, agent: Agent, policy: str, request_id: str, state: State) -> PageDecision:
+    items = tuple(Item(f"i{k}", 0.1 * k, 0.2) for k in range(1, 4))
+    user = user_of(run.config, policy)
+    request = PageRequest(request_id, user, f"s-{request_id}", 0, items, state.user, state.context, state.page)
+    return agent.decide(request, timeout_s=10.0)
 
 
 def newest(run: Run, policy: str) -> Candidate:
@@ -146,14 +167,9 @@ def user_of(config: FeatureConfig, policy: str) -> str:
 def test_the_served_action_is_the_learners(run: Run, served: tuple[Agent, ModelServer], policy: str) -> None:
     agent, _ = served
     probes = newest(run, policy).probes
-    items = tuple(Item(f"i{k}", 0.1 * k, 0.2) for k in range(1, 4))
     served_actions = []
     for k, probe in enumerate(probes):
-        state = probe.state
-        request = PageRequest(
-            f"{policy}{k}", user_of(run.config, policy), f"s{k}", 0, items, state.user, state.context, state.page
-        )
-        decision = agent.decide(request, timeout_s=10.0).decision
+        decision = decide(run, agent, policy, f"{policy}{k}", probe.state).decision
         assert decision.decided_by is DecidedBy.POLICY, decision.fallback_reason
         assert decision.model_version == 2
         served_actions.append(tuple(action.propensity.mean for action in decision.actions if action.propensity))

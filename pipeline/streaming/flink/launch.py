@@ -13,11 +13,13 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc
 import msgspec
 from apache_beam.runners.portability.flink_runner import FlinkRunner
 from apache_beam.runners.runner import PipelineResult, PipelineState
@@ -87,7 +89,16 @@ def _run_locally(
     result = _start(config, log_url, settings, partitions, _name(config), state_dir, None)
     while not stop.wait(_POLL_S):
         _check_result(result)
+    threading.excepthook = _less_loud
     result.cancel()
+
+
+def _less_loud(
+    args: threading.ExceptHookArgs, loud: Callable[[threading.ExceptHookArgs], Any] = threading.excepthook
+) -> None:
+    """Of threads that talk to the job server, which ends before them."""
+    if not isinstance(args.exc_value, grpc.RpcError):
+        loud(args)
 
 
 def _check_result(result: PipelineResult) -> None:
