@@ -13,6 +13,7 @@ from contextlib import closing
 import click
 
 from pageturn.options import options, stop_signal
+from pageturn.user_clicks import UserClicks
 from pipeline.events import EventError, decode
 from pipeline.logs.log import (
     DEAD_LETTERS,
@@ -55,7 +56,8 @@ def monitor(log_url: str, metrics_address: str) -> None:
 
 def watch(log: EventLog, metrics: Metrics, stop: threading.Event) -> None:
     """Until stopped. Topics may come later, records may be deleted, and a log out of reach is waited for."""
-    readers = [_Topic(topic, log, metrics) for topic in (EVENTS, *OUTPUTS)]
+    users = UserClicks()
+    readers = [_Topic(topic, log, metrics, users) for topic in (EVENTS, *OUTPUTS)]
     while not stop.is_set():
         try:
             busy = [reader.advance() for reader in readers]
@@ -69,8 +71,8 @@ def watch(log: EventLog, metrics: Metrics, stop: threading.Event) -> None:
 class _Topic:
     """One topic, from its end at the first look on."""
 
-    def __init__(self, topic: str, log: EventLog, metrics: Metrics) -> None:
-        self._topic, self._log, self._metrics = topic, log, metrics
+    def __init__(self, topic: str, log: EventLog, metrics: Metrics, users: UserClicks) -> None:
+        self._topic, self._log, self._metrics, self._users = topic, log, metrics, users
         self._positions: dict[int, int] | None = None
 
     def advance(self) -> bool:
@@ -96,15 +98,15 @@ class _Topic:
         self._metrics.count("records", topic=self._topic)
         self._metrics.gauge("last_record_timestamp_seconds", record.appended_at_ms / 1000, topic=self._topic)
         try:
-            count_record(self._topic, record, self._metrics)
+            count_record(self._topic, record, self._metrics, self._users)
         except EventError as error:  # it was counted; the reader that needs it says what is wrong
             _LOG.warning("%s/%d:%d: %s", self._topic, record.partition, record.offset, error)
 
 
-def count_record(topic: str, record: Record, metrics: Metrics) -> None:
+def count_record(topic: str, record: Record, metrics: Metrics, users: UserClicks) -> None:
     """What a record says beyond its being there. Raises EventError where it is not what its topic holds."""
     if topic == SAMPLES:
-        _page(decode(record.payload, Page), metrics)
+        _page(decode(record.payload, Page), metrics, users)
     elif topic == TRANSITIONS:
         _transition(decode(record.payload, Transition), record, metrics)
     elif topic == EPISODES:
@@ -116,12 +118,16 @@ def count_record(topic: str, record: Record, metrics: Metrics) -> None:
         metrics.count("dead_letters", reason=decode(record.payload, DeadLetter).reason)
 
 
-def _page(page: Page, metrics: Metrics) -> None:
+def _page(page: Page, metrics: Metrics, users: UserClicks) -> None:
     decision = page.impression.decision
     bucket = decision.bucket
     metrics.count("pages", bucket=bucket, decided_by=decision.decided_by.value)
     metrics.count("pages_shown", int(page.shown), bucket=bucket)
-    metrics.count("pages_with_click", any(labels.clicks for labels in page.labels), bucket=bucket)
+    clicked = any(labels.clicks for labels in page.labels)
+    metrics.count("pages_with_click", clicked, bucket=bucket)
+    if page.shown:
+        for name, share in users.add(page.impression.time_ms, bucket, page.impression.user_id, clicked):
+            metrics.gauge("user_click_rate", share, bucket=name)
     metrics.count("clicks", sum(labels.clicks for labels in page.labels), bucket=bucket)
     metrics.count("orders", sum(labels.orders for labels in page.labels), bucket=bucket)
     metrics.count("order_value", max(sum(labels.order_value for labels in page.labels), 0), bucket=bucket)
@@ -137,7 +143,9 @@ def _transition(transition: Transition, record: Record, metrics: Metrics) -> Non
 
 
 def _visit(episode: Episode, metrics: Metrics) -> None:
-    metrics.count("visits", **_whose(episode.steps[0].decision), ending=episode.ending.value)
+    first = episode.steps[0].decision
+    metrics.count("visits", **_whose(first), ending=episode.ending.value)
+    metrics.observe("visit_pages", len(episode.steps), bucket=first.bucket)
 
 
 def _whose(decision: Decision) -> dict[str, str]:

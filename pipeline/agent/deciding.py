@@ -166,7 +166,8 @@ class Decider:
             means = ask_means(self._server, pinned, inputs, self._config.action, deadline_s - asked_s)
         except Trouble as trouble:
             return [draft.fails(trouble.reason, str(trouble)) for draft in drafts]
-        self._metrics.observe("predict_seconds", self._monotonic() - asked_s, policy=pinned.policy)
+        role = self._follower.route(pinned.policy).role(pinned)
+        self._metrics.observe("predict_seconds", self._monotonic() - asked_s, policy=pinned.policy, role=role)
         return [self._with_means(draft, row) for draft, row in zip(drafts, means, strict=True)]
 
     def _with_means(self, draft: Draft, row: np.ndarray) -> Draft:

@@ -52,6 +52,12 @@ class Route(NamedTuple):
             raise Trouble(self.trouble)
         return self.stable
 
+    def role(self, pinned: Pinned) -> str:
+        """What a version is by now: a request that began before it changed works with the one before."""
+        if pinned is self.stable:
+            return "stable"
+        return "canary" if pinned is self.canary else "before"
+
 
 class Pinner:
     """Builds `Pinned`s: parameters from the store (checked against their name), signature from the model server.

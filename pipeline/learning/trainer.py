@@ -27,6 +27,7 @@ from pipeline.learning.progress import Progress, check_identity, decode_saved, i
 from pipeline.learning.rereading import reread
 from pipeline.learning.summaries import Summaries
 from pipeline.learning.training import ROUND_SIZE, Training, held_out_origins_of, origins_of
+from pipeline.learning.watching import FeatureWatch
 from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
@@ -109,6 +110,7 @@ class _Run:
         self._summaries = Summaries(job.tensorboard) if job.tensorboard else None
         self._dead_letters: list[DeadLetter] = []
         self.training = Training(job.config, Encoder(job.config, job.vectors))
+        self.training.seen = FeatureWatch(job.config, job.work_dir, job.metrics).add
         self._number = self._resume()
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
         self._exported_ms = job.clock_ms()

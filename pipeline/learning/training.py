@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,7 @@ class Training:
         self._recent = RecentIds(RECENT_IDS)
         self._policies = config.learned_policies()
         kept = config.publish.probes * _STATES_PER_PROBE
+        self.seen: Callable[[np.ndarray, Snapshot], None] = lambda row, snapshot: None  # for who looks on
         self._states: dict[bool, deque[State]] = {covered: deque(maxlen=kept) for covered in (True, False)}
 
     # Ingestion -------------------------------------------------------------------------------------------------------
@@ -88,6 +89,7 @@ class Training:
             self.progress.count_page(transition.decision)
             return None
         self._statistics.update(example.rows[:1])
+        self.seen(example.rows[:1], self.snapshot)
         why = self._remember(example, record)
         if why is not None:
             self.progress.leave_out(why)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 LONG_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+DEPTHS = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 50.0, 100.0)
 TENTHS = tuple(i / 10 for i in range(11))
 
 
@@ -44,7 +45,8 @@ AGENT = Process(
         Family("decisions", _C, "Pages decided.", ("policy", "decided_by")),
         Family("fallbacks", _C, "Pages that fell back to the baseline.", ("policy", "reason")),
         Family("decide_seconds", _H, "Time to decide one page, or a batch.", ("form",)),
-        Family("predict_seconds", _H, "Time of a Predict call to the model server.", ("policy",)),
+        Family("predict_seconds", _H, "Time of a Predict call, by what the version is: stable, canary, or one before.",
+               ("policy", "role")),
         Family("action_in_range", _H, "Executed actions, 0 at the low end of the range, 1 at the high end.",
                ("policy", "action"), TENTHS),
         Family("retries", _C, "Pages, or batches, that asked once more because their version was no longer served."),
@@ -92,6 +94,9 @@ TRAINER = Process(
         Family("learning", _G, "What the last round came to: losses, means of V, A and the action, size of Q.",
                ("quantity", "policy", "action")),
         Family("last_transition_timestamp_seconds", _G, "Stamp of the last transition learned from."),
+        Family("feature_drift_psi", _G, "Drift of a feature from the reference; above 0.25 it has moved.", ("feature",)),
+        Family("feature_missing_share", _G, "Share of the latest rows without a value.", ("feature",)),
+        Family("out_of_vocabulary_share", _G, "Share of the latest ids without a row of their own.", ("feature",)),
         Family("candidates", _C, "Candidates handed out, of all policies together."),
         Family("checkpoint_timestamp_seconds", _G, "When the last checkpoint was complete."),
     ),
@@ -105,6 +110,12 @@ CONTROLLER = Process(
         Family("served_since_timestamp_seconds", _G, "When that version went out.", ("policy",)),
         Family("candidate_to_served_seconds", _H, "From the candidate's export to its being served.", ("policy",),
                LONG_SECONDS),
+        Family("resumed", _C, "Publishes that were broken off, and were gone on with.", ("policy",)),
+        Family("terms_ended", _C, "Times it had to begin anew: lease, store or volume says what was lost.", ("cause",)),
+        Family("clock_jumps", _C, "Times the machine's clock was set, by more than a second."),
+        Family("store_refilled", _C, "Times the key-value store had lost the pointers, and was filled again."),
+        Family("records_restored", _C, "Versions whose records in the key-value store were lost or spoilt.",
+               ("policy",)),
         Family("holds_lease", _G, "1 while this process is the one that publishes."),
     ),
 )  # fmt: skip
@@ -127,6 +138,9 @@ MONITOR = Process(
                ("bucket", "decided_by")),
         Family("transitions", _C, "Transitions.", ("bucket", "decided_by")),
         Family("visits", _C, "Visits that ended, by who decided their first page.", ("bucket", "decided_by", "ending")),
+        Family("visit_pages", _H, "Pages of a visit: how deep users go.", ("bucket",), DEPTHS),
+        Family("user_click_rate", _G, "Of the users of the last full hour with a page shown, the share who clicked.",
+               ("bucket",)),
         Family("join_seconds", _H, "From the page itself to its transition in the log: windows, lateness, the stream.",
                (), LONG_SECONDS),
     ),

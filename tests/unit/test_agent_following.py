@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.agent.agent import AgentSettings
+from pipeline.agent.policies import Pinned, Route
 from pipeline.features.snapshot import Snapshot
 from pipeline.records import DecidedBy
 from pipeline.serving.client import TensorSpec
 from pipeline.serving.errors import NotServed
-from pipeline.stores.published import Heartbeat, agent_key, parameters_key
+from pipeline.stores.published import Heartbeat, Served, agent_key, parameters_key
 from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, eventually, page
 
 
@@ -181,3 +182,10 @@ def test_the_heartbeat_says_which_version_is_in_use_and_ends_with_the_agent(worl
         eventually(lambda: versions() == {"rl": 8})
         assert agent.problems() == ()
     assert key not in world.store.values
+
+
+def test_calls_are_timed_by_what_their_version_is_by_then() -> None:
+    """Three roles, however many versions there were: a label by version would grow by one a minute."""
+    first, second, third = (Pinned("rl", "m", Served(i, "p"), Snapshot.initial(CONFIG)) for i in (1, 2, 3))
+    route = Route(stable=second, canary=third)
+    assert [route.role(pinned) for pinned in (first, second, third)] == ["before", "stable", "canary"]

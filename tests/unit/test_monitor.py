@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from pageturn.monitor import count_record, watch
+from pageturn.user_clicks import HOUR_MS, UserClicks
 from pipeline.events import EventError, encode
 from pipeline.logs.log import (
     DEAD_LETTERS,
@@ -48,8 +49,8 @@ from tests.unit.agent_fakes import eventually
 DECISION = Decision(DecidedBy.POLICY, "rl", "rl_a")
 
 
-def page(clicks: int = 0, shown: bool = True) -> Page:
-    impression = Impression(1, "r", "u", "s", 1_000, 0, (Item("i"), Item("j")), State(), DECISION)
+def page(clicks: int = 0, shown: bool = True, user: str = "u", time_ms: int = 1_000) -> Page:
+    impression = Impression(1, "r", user, "s", time_ms, 0, (Item("i"), Item("j")), State(), DECISION)
     dwell = Feedback(1, "e", "r", "u", "s", 2_000, FeedbackKind.DWELL, value=2.5)
     return Page(impression, (Labels(clicks=clicks), Labels(orders=1, order_value=7.5)), (dwell,), 9_000, shown)
 
@@ -59,9 +60,9 @@ def transition(reward: float) -> Transition:
 
 
 def counted(topic: str, *records: object, appended_at_ms: int = 8_000) -> Metrics:
-    metrics = Metrics(MONITOR)
+    metrics, users = Metrics(MONITOR), UserClicks()
     for i, record in enumerate(records):
-        count_record(topic, Record(0, i, appended_at_ms, "s", encode(record)), metrics)
+        count_record(topic, Record(0, i, appended_at_ms, "s", encode(record)), metrics, users)
     return metrics
 
 
@@ -85,6 +86,31 @@ def test_visits_by_how_they_ended() -> None:
     step = Step("r", 1_000, 0, State(), DECISION, 1.0)
     metrics = counted(EPISODES, Episode("r@1", "u", "s", (step,), "1", Ending.INFERRED_LEAVE, 0.0))
     assert metrics.total("visits", bucket="rl_a", ending="inferred_leave") == 1
+    deep = {
+        s.labels["le"]: s.value
+        for m in metrics.registry.collect()
+        for s in m.samples
+        if s.name.endswith("pages_bucket")
+    }
+    assert (deep["1.0"], deep["+Inf"]) == (1, 1)
+
+
+def test_a_user_who_clicks_counts_once_in_the_hour() -> None:
+    pages = [page(clicks=1, user="a"), page(user="a"), page(clicks=2, user="a"), page(user="b"), page(user="c")]
+    unseen = page(clicks=1, shown=False, user="d")
+    assert counted(SAMPLES, *pages, unseen).total("user_click_rate") == 0  # the hour is not over
+    after = page(user="e", time_ms=HOUR_MS)
+    late = page(clicks=1, user="b")
+    assert counted(SAMPLES, *pages, unseen, after, late).total("user_click_rate", bucket="rl_a") == pytest.approx(1 / 3)
+
+
+def test_of_many_users_a_part_is_remembered_and_the_share_stays() -> None:
+    users = UserClicks(kept=1_000)
+    for number in range(40_000):
+        assert not list(users.add(0, "a", f"u{number}", number % 4 == 0))
+    [(bucket, share)] = users.add(HOUR_MS, "a", "u", False)
+    assert bucket == "a"
+    assert share == pytest.approx(0.25, abs=0.06)  # four standard errors of 600 to 1,000 users
 
 
 def test_what_was_set_aside_and_what_could_not_be_read_by_reason() -> None:
