@@ -54,7 +54,8 @@ def heartbeat_probes(objects: list[Object]) -> list[tuple[str, list[str], int]]:
 
 def test_a_heart_that_stopped_is_told_from_one_that_beats(rendered: Rendered, tmp_path: Path) -> None:
     probes = heartbeat_probes(rendered("prod"))
-    owners = {"StatefulSet stream", "StatefulSet trainer", "StatefulSet archiver", "Deployment version-controller"}
+    owners = {f"StatefulSet {name}" for name in ("stream", "trainer", "archiver")}
+    owners |= {"Deployment version-controller", "Deployment monitor"}
     assert {owner for owner, _, _ in probes} == owners
     for _, command, minutes in probes:
         file = tmp_path / "heartbeat"
