@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test cluster test-cluster test-flink bench-stream k8s-tools test-k8s alerts lint format lock schema metrics protos clean
+.PHONY: demo test cluster test-cluster test-flink bench-stream bench-drn k8s-tools test-k8s alerts lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -28,6 +28,10 @@ test-flink: $(READY) cluster
 # Prints the table and keeps its figures. On a machine that does nothing else: ten minutes.
 bench-stream: $(READY) cluster
 	$(BIN)/python -m benchmarks.on_flink --json benchmarks/results/stream.json
+
+# DRN and what it is compared with on the simulated news: ten methods, five seeds. Resumes where it was stopped.
+bench-drn: $(READY)
+	$(BIN)/python -m benchmarks.drn --json benchmarks/results/drn.json
 
 # Manifests and images, looked at without a cluster: rendered, against schemas, against our own commands.
 k8s-tools: $(READY)
