@@ -1,0 +1,89 @@
+// Package client asks a Pageturn agent for the order of pages, and reports what users did with them.
+package client
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"pageturn/clients/go/agentpb"
+)
+
+const (
+	firstPause   = 50 * time.Millisecond
+	longestPause = time.Second
+	reportCall   = 2 * time.Second // an answer means that the events are in the log, which takes a moment
+)
+
+// Client is safe for concurrent use.
+type Client struct {
+	connection *grpc.ClientConn
+	agent      agentpb.AgentClient
+}
+
+// New connects in the background; dns:///NAME:PORT spreads calls over all agents that have the name.
+func New(target string, options ...grpc.DialOption) (*Client, error) {
+	options = append([]grpc.DialOption{
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+	}, options...)
+	connection, err := grpc.NewClient(target, options...)
+	if err != nil {
+		return nil, fmt.Errorf("agent at %s: %w", target, err)
+	}
+	return &Client{connection, agentpb.NewAgentClient(connection)}, nil
+}
+
+// Close ends the connections.
+func (c *Client) Close() error { return c.connection.Close() }
+
+// Decide returns the ids of the page's items in the order to show, within the context's deadline. Where no agent
+// answers this is the order of the request, and the error says why: show it, and report nothing of the page.
+func (c *Client) Decide(ctx context.Context, page *agentpb.DecideRequest) ([]string, *agentpb.DecideResponse, error) {
+	decision, err := c.agent.Decide(ctx, page)
+	if err != nil {
+		return received(page), nil, err
+	}
+	return decision.GetItemIds(), decision, nil
+}
+
+// Report returns nil once all events are in the agent's log. Until then it sends them again, with the ids they have, so
+// that each counts once. It gives up when the context ends, or when the agent refuses an event as wrong.
+func (c *Client) Report(ctx context.Context, feedback ...*agentpb.Feedback) error {
+	now := time.Now().UnixMilli()
+	for _, event := range feedback {
+		if event.TimeMs == nil {
+			event.TimeMs = &now // it happened now, however late it is delivered
+		}
+	}
+	request := &agentpb.ReportRequest{Feedback: feedback}
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		err := c.reportOnce(ctx, request)
+		if err == nil || status.Code(err) == codes.InvalidArgument {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("events not acknowledged: %w", err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (c *Client) reportOnce(ctx context.Context, request *agentpb.ReportRequest) error {
+	call, cancel := context.WithTimeout(ctx, reportCall)
+	defer cancel()
+	_, err := c.agent.Report(call, request)
+	return err
+}
+
+func received(page *agentpb.DecideRequest) []string {
+	ids := make([]string, len(page.GetItems()))
+	for i, item := range page.GetItems() {
+		ids[i] = item.GetItemId()
+	}
+	return ids
+}
