@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 
+from benchmarks.feeding import Seen
 from pipeline.config.schema import A3c, OnPolicy
+from pipeline.features.inputs import DENSE
 from pipeline.learning.rollouts import Pages, RolloutLearner, Turn
-from pipeline.simulation.draws import Array
 
 _LEARNED, _BASELINE = 0, 1  # the streams: the only learned policy, and the baseline
-
-Inputs = Callable[[Array], dict[str, Array]]
-
-
-class Seen(NamedTuple):
-    """One page of each feed with all that an agent would log, [n] or [n, ...]."""
-
-    state: Array
-    next_state: Array
-    raw: Array
-    mean: Array
-    carried: Array
-    sigma: Array
-    log_density: Array
-    reward: Array
-    discount: Array
-    visit: Array  # number of the session
-    index: Array  # of the page in it
-    control: Array  # 1 where the baseline decided
 
 
 class RolloutLessons:
@@ -40,28 +19,28 @@ class RolloutLessons:
         self._waiting: dict[tuple[int, int], list[Seen]] = {}
         self.added = 0
 
-    def add(self, page: object, seen: Seen) -> None:
+    def add(self, seen: Seen) -> None:
         control, worker = seen.control, np.arange(len(seen.control)) % self._workers  # a session stays with its feed
         for stream in {(int(c), int(w)) for c, w in zip(control, worker, strict=True)}:
             at = (control == stream[0]) & (worker == stream[1])
             self._waiting.setdefault(stream, []).append(Seen(*(column[at] for column in seen)))
         self.added += len(control)
 
-    def teach(self, learner: RolloutLearner, inputs: Inputs, active: bool, updates: int) -> int:
+    def teach(self, learner: RolloutLearner, active: bool, updates: int) -> int:
         """The number of updates after all rollouts that are full."""
         for (policy, worker), parts in sorted(self._waiting.items()):
             while sum(len(part.reward) for part in parts) >= self._rollout:
                 rows = Seen(*(np.concatenate(column) for column in zip(*parts, strict=True)))
                 parts[:] = [Seen(*(column[self._rollout :] for column in rows))]
-                pages = pages_of(Seen(*(column[: self._rollout] for column in rows)), inputs)
+                pages = pages_of(Seen(*(column[: self._rollout] for column in rows)))
                 turn = Turn(policy, worker, active and policy == _LEARNED, updates)
                 updates += learner.learn(pages, turn).updates
         return updates
 
 
-def pages_of(seen: Seen, inputs: Inputs) -> Pages:
+def pages_of(seen: Seen) -> Pages:
     seen = Seen(*(column[np.lexsort((seen.index, seen.visit))] for column in seen))
     follows = (np.diff(seen.visit) == 0) & (np.diff(seen.index) == 1) & (seen.discount[:-1] == 1)
     wide = (column[:, None].astype("f4") for column in (seen.raw, seen.mean, seen.carried, seen.sigma))
     flat = (column.astype("f4") for column in (seen.log_density, seen.reward, seen.discount, np.append(follows, False)))
-    return Pages(inputs(seen.state), inputs(seen.next_state), *wide, *flat)
+    return Pages({DENSE: seen.state}, {DENSE: seen.next_state}, *wide, *flat)

@@ -40,11 +40,22 @@ def read_yardstick(path: Path, world: World) -> Yardstick:
     return yardstick
 
 
-def discounted_ratio(world: World, policy: Policy, yardstick: Yardstick, users: int = USERS) -> Estimate:
-    """Discounted reward per session over the baseline's, both on the users on whom the yardstick was measured."""
-    who, seed = np.arange(users), yardstick.seed + 2
-    base = play(world, constant(world.objective.baseline), seed, who)
-    return ratio(play(world, policy, seed, who).discounted, base.discounted)
+class Judge:
+    """Plays policies on the users on whom the yardstick was measured: the first so many of them, or all."""
+
+    def __init__(self, world: World, yardstick: Yardstick, users: int = USERS) -> None:
+        self.yardstick, self.users = yardstick, users
+        self._world, self._seed = world, yardstick.seed + 2
+        self._base = play(world, constant(world.objective.baseline), self._seed, np.arange(users)).discounted
+
+    def ratio(self, policy: Policy, users: int | None = None) -> Estimate:
+        """Discounted reward per session over the baseline's, on the same users."""
+        users = min(users or self.users, self.users)
+        played = play(self._world, policy, self._seed, np.arange(users))
+        return ratio(played.discounted, self._base[:users])
+
+    def share(self, policy: Policy, users: int | None = None) -> float:
+        return share_of_gap(self.ratio(policy, users).mean, self.yardstick)
 
 
 def share_of_gap(found: float, yardstick: Yardstick) -> float:
