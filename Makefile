@@ -5,10 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test cluster test-cluster test-flink bench-stream bench-drn k8s-tools test-k8s alerts lint format lock schema metrics protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
+
+# The production shape on this machine, from the manifests: needs kubectl, redis-server, prometheus, alertmanager and Java.
+# `make up OVERLAY=prod` is without Flink; FACTOR=1 leaves alerts the time that they wait in production.
+OVERLAY ?= prod-flink
+FACTOR ?= 0.02
+
+up: $(READY) cluster
+	$(BIN)/python -m cluster up --overlay $(OVERLAY) --factor $(FACTOR)
+	$(BIN)/python -m cluster drill
+
+down: $(READY)
+	$(BIN)/python -m cluster down
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not cluster and not k8s" $(PYTEST_ARGS)
@@ -19,11 +31,7 @@ cluster:
 	cluster/fetch.sh flink
 
 test-cluster: $(READY) cluster
-	$(BIN)/python -m pytest -m cluster --timeout 900 --ignore tests/cluster/test_flink.py $(PYTEST_ARGS)
-
-# The stream on Flink is young: its tests are not part of what every change has to pass yet.
-test-flink: $(READY) cluster
-	$(BIN)/python -m pytest -m cluster --timeout 900 tests/cluster/test_flink.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m cluster --timeout 900 $(PYTEST_ARGS)
 
 # Prints the table and keeps its figures. On a machine that does nothing else: ten minutes.
 bench-stream: $(READY) cluster
@@ -32,6 +40,18 @@ bench-stream: $(READY) cluster
 # DRN and what it is compared with on the simulated news: ten methods, five seeds. Resumes where it was stopped.
 bench-drn: $(READY)
 	$(BIN)/python -m benchmarks.drn --json benchmarks/results/drn.json
+
+# Rows that benchmarks/results/learning.json has are not run again: stop it and resume as you like. All of them, on a
+# core of its own: about two hours. `make bench-learning QUICK=--quick`: ten minutes, figures of less weight.
+LEARNING_PEERS := .peers/learning
+
+bench-learning: $(READY) $(LEARNING_PEERS)/.ready
+	$(BIN)/python -m benchmarks.learning $(QUICK)
+
+$(LEARNING_PEERS)/.ready: benchmarks/peers/learning.txt $(READY)
+	test -x $(LEARNING_PEERS)/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $(LEARNING_PEERS)
+	$(BIN)/uv pip install -q --python $(LEARNING_PEERS)/bin/python -r benchmarks/peers/learning.txt
+	touch $@
 
 # Manifests and images, looked at without a cluster: rendered, against schemas, against our own commands.
 k8s-tools: $(READY)

@@ -146,6 +146,22 @@ def test_an_idle_partition_goes_with_the_clock(source: Source) -> None:
     assert source.reached == ({0: 1}, 60_000 - SKEW_MS - LATENESS_MS)
 
 
+def test_a_record_that_comes_behind_the_clock_is_read_and_warned_of(
+    source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    append(source.log, 1_000)
+    source.call()
+    source.now_ms = 60_000
+    source.call()
+    append(source.log, 60_000 - SKEW_MS - 3)
+    assert [records for _, records in source.call()] == [[(0, 1)]]
+    assert "1 records stamped up to 3 ms before a time that was taken to be over" in caplog.text
+    caplog.clear()
+    append(source.log, 60_000 - SKEW_MS)  # just in time
+    assert [records for _, records in source.call()] == [[(0, 2)]]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("readers", [1, 2, 3, 9])
 def test_each_partition_has_one_reader(tmp_path: Path, readers: int) -> None:
     shares = ReadLog((tmp_path / "log").as_uri(), 5, readers, 0, 0)._read._shares

@@ -102,8 +102,9 @@ def test_a_long_log(
     config: FeatureConfig, log: EventLog, log_url: str, flink: Cluster, start_stream: StartStream, tmp_path: Path
 ) -> None:
     stream = start_stream(log_url, flink, parallelism=2)
+    until(flink.is_running, stream)
     with feed.live(log, seed=2, events=150_000, span_ms=60_000) as await_last:
-        until(lambda: flink.is_running() and flink.state_of_sessions() > 200_000, stream)  # some are open
+        until(lambda: flink.state_of_sessions() > 200_000, stream)  # some are open
         await_last()
     assert sum(log.end_offsets(EVENTS).values()) >= 100_000
     check(config, log, stream, tmp_path)

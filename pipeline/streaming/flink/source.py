@@ -14,6 +14,7 @@ which partitions are read does not matter: the stream's outputs do not depend on
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -33,6 +34,7 @@ from pipeline.logs.log import EVENTS, EventLog, Record
 from pipeline.logs.opening import open_log
 from pipeline.logs.reading import check_not_past_end, read_on
 
+_LOG = logging.getLogger(__name__)
 _BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
 Offsets = dict[int, int]  # partition -> the offset of the next record
 
@@ -156,6 +158,7 @@ class ReadPartitions(beam.DoFn, RestrictionProvider):
                     return
                 if records:
                     found += len(records)
+                    self._warn_of_broken_promises(records, watermark.current_watermark())
                     yield TimestampedValue(records, watermark.current_watermark() or _timestamp(_BEGINNING_MS))
             _advance(watermark, min(low_ms) - self._lateness_ms)
             taken, left_s = taken + found, until_s - time.monotonic()
@@ -173,6 +176,19 @@ class ReadPartitions(beam.DoFn, RestrictionProvider):
         records, following = read_on(self._log, EVENTS, partition, position, self._pace.records_per_element)
         low_ms = records[-1].appended_at_ms if records else _BEGINNING_MS
         return records, following, max(low_ms, idle_ms) if following >= end else low_ms
+
+    def _warn_of_broken_promises(self, records: list[Record], watermark: Timestamp | None) -> None:
+        """As the reader of the embedded runner does."""
+        if watermark is None:
+            return
+        promised_ms = watermark.micros // 1000 + self._lateness_ms
+        behind_ms = [promised_ms - record.appended_at_ms for record in records if record.appended_at_ms < promised_ms]
+        if behind_ms:
+            _LOG.warning(
+                "topic %r: %d records stamped up to %d ms before a time that was taken to be over: a clock is further "
+                "off than the skew of %d ms, or stamped records were not to be seen for longer",
+                EVENTS, len(behind_ms), max(behind_ms), self._skew_ms,
+            )  # fmt: skip
 
 
 def _advance(watermark: ManualWatermarkEstimator, to_ms: int) -> None:
@@ -209,6 +225,7 @@ class ReadLog(beam.PTransform):
         return (
             pbegin
             | "Start" >> beam.Impulse()
+            | "Apart" >> beam.Reshuffle()  # else Flink joins it to the next step at parallelism 1, under another name
             | "Readers" >> beam.FlatMap(lambda _: numbers).with_output_types(int)
             | "Poll" >> beam.ParDo(self._read)
         )
