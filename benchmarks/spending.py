@@ -6,6 +6,7 @@ import os
 import pstats
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 WORKER = "Python worker"
@@ -38,7 +39,8 @@ def seconds(pids: Sequence[int]) -> Counter[str]:
             continue
         threads = Counter[str]()
         for folder in Path(f"/proc/{pid}/task").iterdir():
-            threads[_kind((folder / "comm").read_text())] += _ticks(folder / "stat")
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                threads[_kind((folder / "comm").read_text())] += _ticks(folder / "stat")
         threads[_TASKS] += in_all - threads.total()
         taken.update(threads)
     return Counter({kind: ticks / _TICKS for kind, ticks in taken.items()})
