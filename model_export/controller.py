@@ -15,6 +15,7 @@ from model_export.bootstrap import bootstrap_missing
 from model_export.candidate import list_candidates
 from model_export.certifying import Certifier
 from model_export.checks import Verdict
+from model_export.clock import ClockWatch
 from model_export.desired import DesiredState
 from model_export.housekeeping import tidy
 from model_export.judging import judge
@@ -34,6 +35,7 @@ from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.store import KeyValueStore, StoreError
 
 _VECTORS_KEPT = 10_000
+_THOROUGH_EVERY_S = 5.0  # looks at the parameters themselves: megabytes, if there are large vocabularies
 _LOG = logging.getLogger(__name__)
 
 
@@ -82,12 +84,14 @@ def run_controller(
     on_step: Callable[[str, str], None] | None = None,
     metrics: Metrics | None = None,
     log: EventLog | None = None,
+    lease_ms: int = 15_000,
 ) -> Summary:
     """Publish until `stop` is set, or (`until_idle`) until no candidate is left to judge.
 
     `holder` names this process in the lease: unique. `served_models` is where the model servers see `models`, if
     elsewhere. A lost lease, and a store or a volume out of reach, are waited for; with `until_idle` they are raised.
-    `log` is where the transitions are, for a config with `publish.certification`.
+    `log` is where the transitions are, for a config with `publish.certification`. `lease_ms`: for how long nobody takes
+    over from a holder that is silent.
 
     Raises: ControllerError, VolumeError, StoreError, LeaseLost.
     """
@@ -102,7 +106,7 @@ def run_controller(
         if stop.wait(poll_s):
             raise Stopping
 
-    lease = Lease(store, config.kv_prefix, holder, clock_ms)
+    lease = Lease(store, config.kv_prefix, holder, clock_ms, lease_ms)
     source = vectors or StoredVectors(store, config.kv_prefix, capacity=_VECTORS_KEPT, monotonic=time.monotonic)
     site = Site(
         config=config,
@@ -138,6 +142,7 @@ def _terms(site: Site, staging: Path, summary: Summary, until_idle: bool) -> Non
             trouble = _named(site, error)
             if until_idle:
                 raise trouble from error
+            site.metrics.count("terms_ended", cause=_cause(error))
             _LOG.warning("%s; trying again", trouble)
         site.pause()
 
@@ -148,14 +153,25 @@ def _named(site: Site, error: Exception) -> PageturnError:
     return VolumeError(f"model volume {site.models} or staging: {error}")
 
 
+def _cause(error: Exception) -> str:
+    if isinstance(error, LeaseLost):
+        return "lease"
+    return "store" if isinstance(error, StoreError) else "volume"
+
+
 def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None:
     site.metrics.gauge("holds_lease", 0)
     _await_lease(site, until_idle)
     site.metrics.gauge("holds_lease", 1)
     verdicts = VerdictLog(site.models, site.store, site.prefix)
     state, certifier = take_over(site, verdicts), _certifier(site)
+    looked_s, clock = time.monotonic(), ClockWatch(site)
     while True:
-        state, busy = _round(site, verdicts, state, staging, summary)
+        clock.look()
+        thorough = time.monotonic() - looked_s >= _THOROUGH_EVERY_S
+        if thorough:
+            looked_s = time.monotonic()
+        state, busy = _round(site, verdicts, state, staging, summary, thorough=thorough)
         if certifier is not None:
             looked = certifier.look(verdicts, state)
             state, busy = looked.state, busy or looked.busy
@@ -185,11 +201,11 @@ def _await_lease(site: Site, until_idle: bool) -> None:
 
 
 def _round(
-    site: Site, verdicts: VerdictLog, state: DesiredState, staging: Path, summary: Summary
+    site: Site, verdicts: VerdictLog, state: DesiredState, staging: Path, summary: Summary, *, thorough: bool
 ) -> tuple[DesiredState, bool]:
     """One look at everything; and whether a candidate was judged."""
     site.lease.check()
-    state = keep_in_step(site, verdicts, state)
+    state = keep_in_step(site, verdicts, state, thorough=thorough)
     state = bootstrap_missing(site, verdicts, state, staging)
     judged = False
     for policy in state.policies:
@@ -222,6 +238,7 @@ def _finish(
     if pending is None:
         return state, 0
     _LOG.info("%s candidate %s: going on as version %d", policy, pending.candidate, pending.version)
+    site.metrics.count("resumed", policy=policy)
     state, verdict = resume(site, verdicts, state, policy, staging / policy / pending.candidate)
     _count(site, summary, verdict)
     return state, 1

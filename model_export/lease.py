@@ -38,15 +38,25 @@ class Lease:
         return True
 
     def check(self) -> None:
-        """Call before every write. Renews when a third of the term has passed.
+        """Call before every write. Renews when a third of the term has passed, or the clock was put back: the store
+        goes by its own.
 
         Raises: LeaseLost when another holder came in between (even if it is gone again), StoreError.
         """
         now_ms = self._clock_ms()
         if self._renewed_ms is None:
             self.lost()
-        elif now_ms - self._renewed_ms >= self.ttl_ms // 3:
+        elif not 0 <= now_ms - self._renewed_ms < self.ttl_ms // 3:
             self._renew(now_ms)
+
+    def confirm(self) -> None:
+        """As `check`, but the store is asked in any case: one that was emptied has forgotten whose turn it is.
+
+        Raises: LeaseLost, StoreError.
+        """
+        if self._renewed_ms is None:
+            self.lost()
+        self._renew(self._clock_ms())
 
     def _renew(self, now_ms: int) -> None:
         if self._store.acquire_lease(self.name, self._holder, self.ttl_ms) != self.token:

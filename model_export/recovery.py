@@ -3,6 +3,7 @@ key-value store from the desired state and the folders."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 import msgspec
@@ -50,18 +51,20 @@ def take_over(site: Site, verdicts: VerdictLog) -> DesiredState:
 def keep_in_step(site: Site, verdicts: VerdictLog, state: DesiredState, *, thorough: bool = False) -> DesiredState:
     """Follow what operators did to the pointers; fill the store again where it was emptied.
 
-    `thorough` also looks for the parameters (big values, so not every time).
+    `thorough` also looks whether the parameters are what their name says (big values, so not every time).
     """
     lost = []
     for name, policy in state.policies.items():
         pointer = _pointer(site, name)
         if policy.pointer.stable is not None and (pointer is None or pointer.stable is None):
+            site.lease.confirm()  # all or nothing is filled again: half of it would no longer look lost
             lost.append(name)
             pointer = _restore_pointer(site, name, policy.pointer)
         state = site.write(state, name, follow(state.policies[name], pointer or Pointer(), site.clock_ms()))
         _restore_records(site, name, state.policies[name], thorough=thorough or bool(lost))
     if lost:
         _LOG.warning("the key-value store had lost the pointers of %s; filled again", ", ".join(lost))
+        site.metrics.count("store_refilled")
         verdicts.refill(site.lease)
     return state
 
@@ -145,8 +148,14 @@ def _restore_records(site: Site, name: str, policy: PolicyState, *, thorough: bo
     entries = [entry for entry in policy.loaded if entry.role != "loading"]
     records = site.store.get_many([version_key(site.prefix, name, entry.version) for entry in entries])
     for entry, value in zip(entries, records, strict=True):
-        if value is None or (thorough and site.store.get(parameters_key(site.prefix, entry.parameters)) is None):
+        if value is None or (thorough and not _parameters_are_there(site, entry.parameters)):
+            site.metrics.count("records_restored", policy=name)
             restore_version(site, name, policy.model_name, entry.version)
+
+
+def _parameters_are_there(site: Site, sha256: str) -> bool:
+    value = site.store.get(parameters_key(site.prefix, sha256))
+    return value is not None and hashlib.sha256(value).hexdigest() == sha256
 
 
 def restore_version(site: Site, name: str, model: str, version: int) -> None:

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from model_export.checks import Verdict
 from model_export.controller import ControllerError, run_controller
 from model_export.housekeeping import HEARTBEAT_MS, LEAST_DRAIN_MS, MOST_DRAIN_MS
-from model_export.lease import LeaseLost
-from model_export.recovery import _claimed
+from model_export.lease import Lease, LeaseLost
+from model_export.recovery import _claimed, keep_in_step
 from model_export.status import status
 from model_export.switches import SwitchError, roll_back, set_off
 from model_export.verdicts import read_verdicts
@@ -27,7 +27,7 @@ from pipeline.features.moments import Moments
 from pipeline.features.snapshot import Snapshot
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics
-from pipeline.stores.published import Heartbeat, read_heartbeats, write_heartbeat
+from pipeline.stores.published import Heartbeat, parameters_key, read_heartbeats, write_heartbeat
 from pipeline.stores.sqlite import SqliteStore
 from pipeline.stores.store import StoreError
 
@@ -213,6 +213,48 @@ def test_a_lease_that_was_somebody_elses_in_between_is_lost(world: Any) -> None:
         site.lease.check()
     with pytest.raises(LeaseLost):
         site.lease.check()
+
+
+def test_a_store_that_was_emptied_is_filled_again_whole(world: Any) -> None:
+    """Not half of it, under a lease that the store has forgotten: the rest would not look lost any more."""
+    world.bootstrap()
+    publish_each(world, 50)
+    site, verdicts, state = world.site("two")
+    before = sorted(world.store.keys("fd:"))
+    world.store.delete_many(before)
+    site.lease.release()
+    assert Lease(world.store, "fd", "somebody", world.clock).take(above=0)
+    site.lease._renewed_ms = world.now_ms
+    with pytest.raises(LeaseLost):
+        keep_in_step(site, verdicts, state)
+    assert world.store.keys("fd:") == []
+
+
+def test_spoilt_parameters_are_restored_when_they_are_looked_at(world: Any) -> None:
+    world.bootstrap()
+    publish_each(world, 50)
+    site, verdicts, state = world.site("two")
+    key = parameters_key("fd", world.pointer().stable.parameters)
+    whole = world.store.get(key)
+    world.store.put(key, b"other bytes")
+    keep_in_step(site, verdicts, state)
+    assert world.store.get(key) == b"other bytes"
+    keep_in_step(site, verdicts, state, thorough=True)
+    assert world.store.get(key) == whole
+    assert site.metrics.total("records_restored", policy="rl") == 1
+
+
+def test_a_clock_that_is_put_back_does_not_keep_the_lease_from_being_renewed(world: Any) -> None:
+    lease = Lease(world.store, "fd", "one", world.clock)
+    assert lease.take(above=0)
+    world.now_ms += lease.ttl_ms // 2
+    lease.check()
+    world.now_ms -= 10 * lease.ttl_ms
+    asked: list[str] = []
+    acquire = world.store.acquire_lease
+    world.store.acquire_lease = lambda *a, **k: asked.append("renew") or acquire(*a, **k)
+    lease.check()
+    assert asked == ["renew"]
 
 
 def test_the_lease_is_given_back(world: Any) -> None:
