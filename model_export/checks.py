@@ -38,6 +38,16 @@ class Check(Struct, frozen=True):
     note: str = ""
 
 
+class Trace(Struct, frozen=True):
+    """When a version was exported by the trainer, had passed its checks, was asked for (parameters and folder in place)
+    and had been loaded and probed on every server."""
+
+    exported_ms: int
+    checked_ms: int
+    asked_ms: int | None = None
+    loaded_ms: int | None = None
+
+
 class Verdict(Struct, frozen=True):
     """What was decided about a candidate, with every number and reason.
 
@@ -62,6 +72,18 @@ class Verdict(Struct, frozen=True):
     updates: int | None = None  # the trainer's, until then; None: the candidate was not looked at
     moved: float | None = None  # mean |action - baseline| on the probes, in ranges; 0: it is the baseline
     bucket: BucketEvidence | None = None  # of the tier "bucket"
+    trace: Trace | None = None  # of a version that went out
+
+
+def stages(trace: Trace | None, served_ms: int) -> dict[str, int]:
+    """Milliseconds from export to service, by what they went to; nothing where not all of it is known."""
+    if trace is None or trace.asked_ms is None or trace.loaded_ms is None:
+        return {}
+    return {
+        "check": trace.checked_ms - trace.exported_ms,
+        "publish": (trace.asked_ms - trace.checked_ms) + (served_ms - trace.loaded_ms),
+        "load": trace.loaded_ms - trace.asked_ms,
+    }
 
 
 class Reference(NamedTuple):

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from model_export import volume
 from model_export.candidate import MODEL, Candidate, CandidateError, read_candidate, read_parameters
-from model_export.checks import Verdict
+from model_export.checks import Trace, Verdict, stages
 from model_export.desired import DesiredState, Pending, PolicyState, follow, request_load, reserve, settle, withdraw
 from model_export.forgetting import forget_version
 from model_export.readiness import Kept, NotPublished, Refused, serve_and_probe
@@ -50,12 +50,14 @@ def publish(
     `draft` is the verdict if all goes well. Raises: LeaseLost, StoreError, Stopping, OSError: then a part of the
     steps is done, and `resume` or another `publish` of the same candidate does the others.
     """
+    checked_ms = site.clock_ms()
     try:
         candidate = read_candidate(source)
         put_parameters(site, source / MODEL, candidate)
     except CandidateError as error:
         return state, record(site, verdicts, replace(draft, outcome="refused", reason="unusable", detail=str(error)))
     site.on_step(policy, "parameters")
+    draft = replace(draft, trace=Trace(candidate.created_ms, checked_ms))
     state = site.write(state, policy, _reserved(site, state.policies[policy], candidate, draft))
     site.on_step(policy, "reserved")
     return resume(site, verdicts, state, policy, source)
@@ -75,11 +77,12 @@ def resume(
         if pointer is None:
             candidate = _placed(site, policy, state.policies[policy].model_name, pending, source)
             state = _requested(site, state, policy)
+            asked_ms = site.clock_ms()
             checks = serve_and_probe(site, state.policies[policy].model_name, pending, candidate, policy)
-            draft = replace(draft, checks=(*draft.checks, *checks))
+            trace = _traced(draft.trace, asked_ms, site.clock_ms())
+            draft = replace(draft, checks=(*draft.checks, *checks), trace=trace)
             pointer = _flip(site, policy, pending, candidate)
-            waited_s = (site.clock_ms() - candidate.created_ms) / 1000
-            site.metrics.observe("candidate_to_served_seconds", waited_s, policy=policy)
+            _observe(site, policy, candidate, trace)
     except NotPublished as why:
         return _withdrawn(site, verdicts, state, policy, why)
     verdict = record(site, verdicts, draft)
@@ -102,6 +105,18 @@ def record(site: Site, verdicts: VerdictLog, verdict: Verdict) -> Verdict:
         f" as version {stamped.version}" if stamped.outcome == "accepted" else f": {stamped.detail}",
     )
     return stamped
+
+
+def _traced(trace: Trace | None, asked_ms: int, loaded_ms: int) -> Trace | None:
+    """A draft of before there were traces has none."""
+    return None if trace is None else replace(trace, asked_ms=asked_ms, loaded_ms=loaded_ms)
+
+
+def _observe(site: Site, policy: str, candidate: Candidate, trace: Trace | None) -> None:
+    now_ms = site.clock_ms()
+    site.metrics.observe("candidate_to_served_seconds", (now_ms - candidate.created_ms) / 1000, policy=policy)
+    for stage, duration_ms in stages(trace, now_ms).items():
+        site.metrics.observe("stage_seconds", duration_ms / 1000, policy=policy, stage=stage)
 
 
 # Steps -----------------------------------------------------------------------------------------------------------

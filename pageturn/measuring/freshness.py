@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
-from model_export.checks import Verdict
+from model_export.checks import Verdict, stages
 from pageturn.measuring.series import Quantiles
 from pageturn.measuring.topics import Seen
 from pageturn.measuring.versions import learned_versions
 
 _BINS = 40
+# window: from a click to the close of its page. join: until the page's transition is in the log. train: until a version
+# that learned from it is exported. check, publish, load: of that version (`model_export.checks.stages`).
+STAGES = ("window", "join", "train", "check", "publish", "load")
 
 
 class Histogram(Struct, frozen=True):
@@ -31,6 +34,7 @@ class Freshness(Struct, frozen=True):
     policy: str
     page_s: Quantiles  # since a page closed
     click_s: Quantiles  # since a click on it
+    stages_s: dict[str, Quantiles]  # what these go to, each by itself, in order: see STAGES
     waiting: int  # transitions that no accepted version has learned from yet: they are in no quantile
     pages: Histogram  # of page_s, up to its 99 % quantile
 
@@ -38,26 +42,34 @@ class Freshness(Struct, frozen=True):
 def freshness(
     policies: Sequence[str],
     verdicts: Sequence[Verdict],
-    transitions: Iterable[tuple[str, str]],
+    transitions: Iterable[tuple[str, str, int]],
     pages: Mapping[str, Seen],
     rounds: Sequence[Mapping[str, Any]],
 ) -> tuple[Freshness, ...]:
     """Of each policy with versions that learned from anything.
 
-    `transitions`: id and request id in the order of the trainer, each once or more. `rounds`: rows of its metrics.
+    `transitions`: id, request id and stamp in the order of the trainer, each once or more. `rounds`: rows of its
+    metrics.
     """
     places: dict[str, int] = {}
-    requests = [request_id for identity, request_id in transitions if _first(places, identity)]
+    learnable = [_Learnable(request_id, ms) for identity, request_id, ms in transitions if _first(places, identity)]
     history = _Rounds(rounds)
     found = []
     for policy in policies:
         accepted = sorted((v for v in learned_versions(verdicts) if v.policy == policy), key=lambda v: v.time_ms)
-        reached = [(v.time_ms, history.learned_by(v, places[v.last_transition] + 1))
+        reached = [(v, history.learned_by(v, places[v.last_transition] + 1))
                    for v in accepted if v.last_transition in places]  # fmt: skip
-        served = [(time_ms, count) for time_ms, count in reached if count]
+        served = [(verdict, count) for verdict, count in reached if count]
         if served:
-            found.append(_freshness(policy, served, requests, pages))
+            found.append(_freshness(policy, served, learnable, pages))
     return tuple(found)
+
+
+class _Learnable(NamedTuple):
+    """A transition."""
+
+    request_id: str
+    stamp_ms: int
 
 
 class _Rounds:
@@ -86,22 +98,34 @@ def _first(places: dict[str, int], identity: str) -> bool:
 
 
 def _freshness(
-    policy: str, served: Sequence[tuple[int, int]], requests: list[str], pages: Mapping[str, Seen]
+    policy: str, served: Sequence[tuple[Verdict, int]], learnable: list[_Learnable], pages: Mapping[str, Seen]
 ) -> Freshness:
-    """`served`: when, and how many of the requests the version had learned from. A trainer that began anew may be
+    """`served`: versions, and how many of the transitions each had learned from. A trainer that began anew may be
     behind: what an earlier version has learned from stays learned from."""
     reached = np.maximum.accumulate([count for _, count in served])
-    learned = requests[: int(reached[-1])]
+    learned = learnable[: int(reached[-1])]
     version = np.searchsorted(reached, np.arange(len(learned)), side="right")
     page_s, click_s = [], []
-    for request_id, number in zip(learned, version.tolist(), strict=True):
-        page, served_ms = pages.get(request_id), served[number][0]
+    stages_ms: dict[str, list[int]] = {stage: [] for stage in STAGES}
+    for transition, number in zip(learned, version.tolist(), strict=True):
+        page, verdict = pages.get(transition.request_id), served[number][0]
         if page is not None:
-            page_s.append((served_ms - page.closed_ms) / 1000)
-            click_s += [(served_ms - clicked_ms) / 1000 for clicked_ms in page.clicks_ms]
-    return Freshness(
-        policy, Quantiles.of(page_s), Quantiles.of(click_s), len(requests) - len(learned), _histogram(page_s)
-    )
+            page_s.append((verdict.time_ms - page.closed_ms) / 1000)
+            click_s += [(verdict.time_ms - clicked_ms) / 1000 for clicked_ms in page.clicks_ms]
+            for stage, duration_ms in _spent(page, transition.stamp_ms, verdict):
+                stages_ms[stage].append(duration_ms)
+    stages_s = {stage: Quantiles.of(np.array(spent) / 1000) for stage, spent in stages_ms.items()}
+    waiting = len(learnable) - len(learned)
+    return Freshness(policy, Quantiles.of(page_s), Quantiles.of(click_s), stages_s, waiting, _histogram(page_s))
+
+
+def _spent(page: Seen, stamp_ms: int, verdict: Verdict) -> Iterator[tuple[str, int]]:
+    """(stage, ms) of one page, and of each click on it."""
+    yield from (("window", page.closed_ms - clicked_ms) for clicked_ms in page.clicks_ms)
+    yield "join", stamp_ms - page.closed_ms
+    if verdict.trace is not None:
+        yield "train", verdict.trace.exported_ms - stamp_ms
+        yield from stages(verdict.trace, verdict.time_ms).items()
 
 
 def _histogram(values: Sequence[float]) -> Histogram:

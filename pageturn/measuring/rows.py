@@ -100,6 +100,8 @@ def _versions(found: PolicyVersions) -> Iterator[Row]:
 def _freshness(found: Freshness) -> Iterator[Row]:
     yield f"page closed -> served, {found.policy}", seconds(found.page_s)
     yield f"click -> served, {found.policy}", seconds(found.click_s)
+    for stage, spent in found.stages_s.items():
+        yield f"  {stage}", seconds(spent)
 
 
 def _buckets(found: Comparison, pages: Asked | None) -> Iterator[Row]:

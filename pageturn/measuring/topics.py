@@ -152,11 +152,11 @@ class Topics:
             decoder, hear = self._decoders[topic]
             hear(decoder.decode(record.payload), record)
 
-    def transitions(self) -> Iterator[tuple[str, str]]:
-        """Id and request id of those that the trainer learns from, in its order."""
+    def transitions(self) -> Iterator[tuple[str, str, int]]:
+        """Id, request id and stamp (ms) of those that the trainer learns from, in its order."""
         for stamp, identity, request_id in sorted(self._transitions):
             if f"{_OF_TRAINER}{stamp.partition}:{stamp.offset}" not in self._refused:
-                yield identity, request_id
+                yield identity, request_id, stamp.appended_at_ms
 
     def event(self, event: _Event) -> None:
         """Found, whatever became of it."""

@@ -163,6 +163,10 @@ def freshness_table(found: Sequence[Freshness]) -> Table:
     rows = [
         (f"{title}, {each.policy}", f"{q.n:,}", text(q.p50, 1), text(q.p90, 1), text(q.p99, 1), waiting)
         for each in found
-        for title, q, waiting in (("page closed", each.page_s, f"{each.waiting:,}"), ("click", each.click_s, ""))
+        for title, q, waiting in (
+            ("page closed", each.page_s, f"{each.waiting:,}"),
+            ("click", each.click_s, ""),
+            *((f"of that {stage}", spent, "") for stage, spent in each.stages_s.items()),
+        )
     ]
     return Table(head, tuple(rows))

@@ -110,6 +110,8 @@ CONTROLLER = Process(
         Family("served_since_timestamp_seconds", _G, "When that version went out.", ("policy",)),
         Family("candidate_to_served_seconds", _H, "From the candidate's export to its being served.", ("policy",),
                LONG_SECONDS),
+        Family("stage_seconds", _H, "Of that: check (waiting for it included), publish, load (probes included).",
+               ("policy", "stage"), LONG_SECONDS),
         Family("resumed", _C, "Publishes that were broken off, and were gone on with.", ("policy",)),
         Family("terms_ended", _C, "Times it had to begin anew: lease, store or volume says what was lost.", ("cause",)),
         Family("clock_jumps", _C, "Times the machine's clock was set, by more than a second."),

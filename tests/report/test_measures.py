@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_export.checks import Check
+from model_export.checks import Check, Trace
 from pageturn.measures import measure, rows
 from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, WHOLE
 from pageturn.measuring.parts import Life
@@ -266,6 +266,22 @@ def test_freshness_goes_to_the_first_version_that_learned_from_a_page(made: Any)
     assert found.page_s.p50 == 5.0  # 15, 5 and 5 s
     assert found.click_s.p50 == 9.0  # 19, 9 and 9 s
     assert sum(found.pages.counts) >= 2
+
+
+def test_the_time_until_served_is_split_by_what_it_went_to(made: Any):
+    """A page at 0 s, clicked on at 1 s, closes at 5 s; its version is exported at 12 s and served at 20 s."""
+    shown = made.impression("p0", 0, 1.0)
+    made.closed(made.page(shown, made.feedback("p0", "c0", 1)))
+    at = [made.start_ms + 1000 * second for second in (12, 13, 15, 18)]
+    made.verdict(20, "accepted", version=2, last_transition="p0@1", updates=4, trace=Trace(*at))
+    rounds_of(made, 1)
+    (found,) = measure(made.run).freshness
+    spent = {stage: quantiles.p50 for stage, quantiles in found.stages_s.items()}
+    joined_s = spent["join"]
+    split = {"window": 4.0, "join": joined_s, "train": 7.0 - joined_s, "check": 1.0, "publish": 4.0, "load": 3.0}
+    assert spent == pytest.approx(split)
+    assert sum(spent.values()) == pytest.approx(found.click_s.p50) == 19.0
+    assert "  load                " in render(rows(measure(made.run)))
 
 
 def shown_at_once(made: Any, count: int) -> None:

@@ -149,6 +149,10 @@ def test_a_version_goes_out_step_by_step(world: Any) -> None:
     assert outcome(world)["loaded"] == [(1, "previous"), (2, "stable")]
     assert world.pointer().previous.version == 1
     assert_nothing_half(world)
+    verdict = verdict_lines(world)[-1]
+    trace = [verdict["trace"][each] for each in ("exported_ms", "checked_ms", "asked_ms", "loaded_ms")]
+    assert trace == sorted(set(trace))
+    assert trace[-1] < verdict["time_ms"]
 
 
 @pytest.mark.parametrize("step", STEPS)
