@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster bench-stream bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -52,6 +52,15 @@ $(LEARNING_PEERS)/.ready: benchmarks/peers/learning.txt $(READY)
 	test -x $(LEARNING_PEERS)/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $(LEARNING_PEERS)
 	$(BIN)/uv pip install -q --python $(LEARNING_PEERS)/bin/python -r benchmarks/peers/learning.txt
 	touch $@
+
+# The model server is the stand-in, or the binary that PAGETURN_MODEL_SERVER names. Seven minutes.
+bench-serving: $(READY)
+	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
+
+# Ten minutes, and 3 GB of memory for the Redis that it starts.
+ITEMS ?= 10000000
+bench-embeddings: $(READY)
+	$(BIN)/python -m benchmarks.embeddings --items $(ITEMS) --json benchmarks/results/embeddings.json
 
 # Manifests and images, looked at without a cluster: rendered, against schemas, against our own commands.
 k8s-tools: $(READY)
