@@ -33,6 +33,7 @@ class Part(NamedTuple):
     command: Sequence[str]
     env: Mapping[str, str] | None = None
     has_end: bool = False  # it is not started again after it has ended with status 0
+    grace_s: float = 10.0  # from SIGTERM to SIGKILL
 
 
 class PartEvent(Struct, frozen=True, omit_defaults=True):
@@ -110,10 +111,22 @@ class Supervisor:
     def is_done(self, name: str) -> bool:
         return self._kept[name].again_at_s == math.inf
 
+    def hold(self, name: str) -> None:
+        """Stop a part, and leave it so until `release`."""
+        kept = self._kept[name]
+        kept.process.stop(kept.part.grace_s)
+        if kept.again_at_s is None:
+            self._ended(kept)
+        kept.again_at_s = math.inf
+
+    def release(self, name: str) -> None:
+        """Start a part that was held; `watch` does it."""
+        self._kept[name].again_at_s = time.monotonic()
+
     def stop(self) -> None:
         """The part that was added last is stopped first."""
         for kept in reversed(self._kept.values()):
-            kept.process.stop()
+            kept.process.stop(kept.part.grace_s)
             if kept.again_at_s is None:
                 self._ended(kept)
 
