@@ -77,8 +77,9 @@ def psi(reference: Profile, values: np.ndarray) -> float:
 
 
 def _shares(counts: tuple[int, ...]) -> np.ndarray:
-    smoothed = np.array(counts) + _NONE_SEEN
-    return smoothed / smoothed.sum()
+    smoothed: np.ndarray = np.array(counts, np.float64) + _NONE_SEEN
+    shares: np.ndarray = smoothed / smoothed.sum()
+    return shares
 
 
 def missing_share(column: Column) -> float:
