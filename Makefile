@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster bench-stream bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -92,6 +92,12 @@ schema: $(READY)
 
 metrics: $(READY)
 	$(BIN)/python -m pageturn.metrics_table docs/metrics.md
+
+config-table: $(READY)
+	$(BIN)/python -m pageturn.config_table docs/configuration.md
+
+dashboards: $(READY)
+	$(BIN)/python -m tests.k8s.dashboards
 
 protos: $(READY)
 	$(BIN)/python -m pipeline.serving.build_descriptors
