@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster bench-stream bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -61,6 +61,18 @@ bench-serving: $(READY)
 ITEMS ?= 10000000
 bench-embeddings: $(READY)
 	$(BIN)/python -m benchmarks.embeddings --items $(ITEMS) --json benchmarks/results/embeddings.json
+
+# Learners to compare with, each in an environment of its own, of pinned versions; several gigabytes.
+PEERS := .peers
+$(PEERS)/%/.ready: benchmarks/peers/%.txt $(READY)
+	rm -rf $(PEERS)/$*
+	$(BIN)/uv venv -q --python $(BIN)/python $(PEERS)/$*
+	$(BIN)/uv pip install -q --python $(PEERS)/$* --no-deps --compile-bytecode --require-hashes -r $<
+	touch $@
+
+# On a machine that does nothing else: less than ten minutes.
+bench-trainer: $(READY) $(PEERS)/stable_baselines3/.ready $(PEERS)/tf_agents/.ready
+	$(BIN)/python -m benchmarks.trainer --environments $(PEERS) --json benchmarks/results/trainer.json
 
 # Manifests and images, looked at without a cluster: rendered, against schemas, against our own commands.
 k8s-tools: $(READY)

@@ -37,6 +37,7 @@ from pipeline.records import Lookup, State
 __all__ = ["Encoder", "FeatureError", "MissingVector", "Prepared", "VectorSource"]
 
 _SNAPSHOTS_IN_USE = 16  # stable and canary of every policy, and then some
+_ROWS_AT_ONCE = 512  # what is computed with them stays in the cache of a core
 
 
 class Prepared(NamedTuple):
@@ -155,6 +156,7 @@ class _Bound(NamedTuple):
 
     mean: np.ndarray  # [n dense, 1]
     std: np.ndarray  # infinite where too few values were seen
+    scales: bool  # otherwise these are (x - 0) / 1
     tables: dict[str, _Table]
 
 
@@ -174,7 +176,8 @@ class _Finish:
     def bind(self, snapshot: Snapshot) -> _Bound:
         scales = [_scale(f, snapshot) for f in self._layout.dense]
         tables = {name: _table(snapshot.vocabularies[name], first_id_row(v)) for name, v in self._vocabularies.items()}
-        return _Bound(_column(mean for mean, _ in scales), _column(std for _, std in scales), tables)
+        scaling = any(f.zscore is not None for f in self._layout.dense)
+        return _Bound(_column(mean for mean, _ in scales), _column(std for _, std in scales), scaling, tables)
 
     def columns(self, rows: np.ndarray, bound: _Bound) -> dict[str, np.ndarray]:
         columns = {DENSE: self._dense(rows, bound)}
@@ -190,20 +193,30 @@ class _Finish:
         return columns
 
     def _dense(self, rows: np.ndarray, bound: _Bound) -> np.ndarray:
-        """[B, values and indicators]. Computed feature by feature: numpy's loops then run along the batch."""
-        raw = np.ascontiguousarray(rows["dense"].T)
-        missing = np.isnan(raw)
-        z = np.where(missing, self._fill, raw)
-        z -= bound.mean
-        z /= bound.std
-        np.minimum(z, self._clip, out=z)
-        np.maximum(z, -self._clip, out=z)
-        np.copyto(z, 0.0, where=np.isnan(z))  # filled with the mean
+        """[B, values and indicators]."""
         out = np.empty((len(rows), self._width), np.float32)
-        out.T[: len(z)] = z
-        out.T[self._dense_flags_to] = missing[self._dense_flags]
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            self._fill_in(out[part].T, rows["dense"][part].T, bound)
         out.T[self._other_flags_to] = rows["absent"].T
         return out
+
+    def _fill_in(self, out: np.ndarray, dense: np.ndarray, bound: _Bound) -> None:
+        """[values and indicators, B] of [n dense, B]. Feature by feature: numpy's loops then run along the batch."""
+        z = np.array(dense, order="C")
+        missing = np.isnan(z)
+        some = missing.any()
+        if some:
+            np.copyto(z, self._fill, where=missing)
+        if bound.scales:
+            z -= bound.mean
+            z /= bound.std
+            np.minimum(z, self._clip, out=z)
+            np.maximum(z, -self._clip, out=z)
+        if some:
+            np.copyto(z, 0.0, where=np.isnan(z))  # filled with the mean
+        out[: len(z)] = z
+        out[self._dense_flags_to] = missing[self._dense_flags]
 
     def _looked_up(self, table: str, hashes: np.ndarray, bound: _Bound) -> np.ndarray:
         known, rows = bound.tables[table]

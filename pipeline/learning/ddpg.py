@@ -20,7 +20,7 @@ import tensorflow as tf
 from pipeline.config import schema
 from pipeline.config.schema import FeatureConfig
 from pipeline.learning.actor_critic import ActorCritic
-from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, inputs_spec
+from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, in_turn, inputs_spec
 from pipeline.learning.losses import (
     Regression,
     baseline_value,
@@ -87,6 +87,7 @@ class Ddpg(tf.Module):
         signature = (batch_spec(config, self._seeds), tf.TensorSpec([policies], tf.bool))
         # There is no control flow to translate, and translating takes most of the tracing time.
         self.step = tf.function(self._step, input_signature=signature, autograph=False)
+        self.steps = in_turn(self.step)
         self.evaluate = tf.function(self._evaluate, input_signature=(inputs_spec(config),), autograph=False)
 
     def value(self, hidden: tf.Tensor) -> tf.Tensor:

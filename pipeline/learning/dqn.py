@@ -16,7 +16,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.learning.actions import ActionSpace, Served
 from pipeline.learning.greedy import GreedyHeads, Report, best, evaluated, reported
 from pipeline.learning.grid import ActionGrid
-from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, inputs_spec
+from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, in_turn, inputs_spec
 from pipeline.learning.networks import Draw, Inputs, Mlp, Tower, drawing
 from pipeline.learning.optimiser import Adam
 from pipeline.learning.q_losses import dueling, huber, q_learning
@@ -82,6 +82,7 @@ class Dqn(tf.Module):
         self.adam = Adam(self.online.trainable_variables, algorithm.learning_rate)
         signature = (batch_spec(config, self._seeds), tf.TensorSpec([policies], tf.bool))
         self.step = tf.function(self._step, input_signature=signature, autograph=False)
+        self.steps = in_turn(self.step)
         self.evaluate = tf.function(self._evaluate, input_signature=(inputs_spec(config),), autograph=False)
 
     def losses(self, batch: Batch) -> Report:

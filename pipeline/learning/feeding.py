@@ -6,7 +6,7 @@ from where `held` says they came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.learning.learner import Batch, Learner
 from pipeline.learning.progress import Progress
 from pipeline.learning.replay import Origins, Replay, Sampled
 
-_UPDATES_AT_ONCE = 16  # whose rows are encoded together; a matter of memory and speed
+_UPDATES_AT_ONCE = 16  # whose rows are encoded together; and that are one call; a matter of memory and speed
 
 Losses = Mapping[str, np.ndarray]  # [S], [S, K] or [S, K, N] by the name it is logged under
 
@@ -71,27 +71,25 @@ class ReplayFeeding:
         progress.owed -= owed
         history: list[Losses] = []
         for start in range(0, owed, _UPDATES_AT_ONCE):
-            batches = self._batches(min(_UPDATES_AT_ONCE, owed - start), snapshot, progress.updates)
-            losses = [learner.step(batch, active) for batch in batches]
-            progress.updates += len(batches)
-            history += [{name: x.numpy() for name, x in each.items()} for each in losses]
+            count = min(_UPDATES_AT_ONCE, owed - start)
+            losses = learner.steps(self._batches(count, snapshot, progress.updates), active)
+            progress.updates += count
+            columns = {name: x.numpy() for name, x in losses.items()}
+            history += [{name: x[i] for name, x in columns.items()} for i in range(count)]
         return history
 
-    def _batches(self, count: int, snapshot: Snapshot, number: int) -> list[Batch]:
-        """For every seed rows of its own: those that it would learn from if it were alone."""
+    def _batches(self, count: int, snapshot: Snapshot, number: int) -> Batch:
+        """[count, S, B, ...]: for every seed rows of its own, those that it would learn from if it were alone."""
         seeds, size = self._algorithm.all_seeds, self._algorithm.batch_size
         drawn = [self._sample(seed, number, count * size) for seed in seeds]
-        # NumPy packs records that it puts together, unless it is told how they lie.
-        columns = [np.concatenate(column, dtype=column[0].dtype) for column in zip(*drawn, strict=True)]
-        state, next_state, *columns = columns
+        state, next_state, *scalars = (_joined(column) for column in zip(*drawn, strict=True))
         inputs = [self._encoder.finish(rows, snapshot) for rows in (state, next_state)]
-        shape = (len(seeds), count, size)
-        states = [{name: x.reshape(*shape, *x.shape[1:]) for name, x in each.items()} for each in inputs]
-        scalars = [x.reshape(*shape, *x.shape[1:]) for x in columns]
-        return [
-            Batch(*({name: x[:, i] for name, x in each.items()} for each in states), *(x[:, i] for x in scalars))
-            for i in range(count)
-        ]
+
+        def stacked(x: np.ndarray) -> np.ndarray:
+            return x.reshape(len(seeds), count, size, *x.shape[1:]).swapaxes(0, 1)
+
+        states = [{name: stacked(x) for name, x in each.items()} for each in inputs]
+        return Batch(*states, *(stacked(x) for x in scalars))
 
     def _sample(self, seed: int, number: int, rows: int) -> Sampled:
         return self._replay.sample(np.random.default_rng([seed % 2**64, number]), rows)
@@ -105,3 +103,9 @@ class ReplayFeeding:
 
     def keep_last(self, n: int) -> None:
         self._replay.keep_last(n)
+
+
+def _joined(of_seeds: Sequence[np.ndarray]) -> np.ndarray:
+    """NumPy packs records that it puts together, unless it is told how they lie."""
+    first, *others = of_seeds
+    return np.concatenate(of_seeds, dtype=first.dtype) if others else first

@@ -6,7 +6,8 @@ checkpoint holds. The shapes here are those of every learner: B examples, N acti
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -45,8 +46,28 @@ class Learner(Protocol):
         dimension [S, K, N].
         """
 
+    def steps(self, batches: Batch, active: np.ndarray) -> dict[str, tf.Tensor]:
+        """Updates one after another, [n, S, B, ...]: what n calls of `step` do and return, as [n, ...]."""
+
     def evaluate(self, inputs: Inputs) -> Evaluation:
         """Of the same states, [B, ...], by every seed."""
+
+
+def in_turn(step: Any) -> Callable[[Batch, np.ndarray], dict[str, tf.Tensor]]:
+    """`steps` of a compiled `step`: what a call costs beside its arithmetic is paid once for all of them.
+
+    Measured for a tower of 256x256: with a call for each update a quarter more time at batches of 256, and twice the
+    time at batches of 32. XLA (`jit_compile`) brings nothing on top of that, and compiles for many seconds.
+    """
+    batch, active = step.input_signature
+
+    def steps(batches: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:
+        returned = step.get_concrete_function().structured_outputs
+        spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), returned)
+        return tf.map_fn(lambda one: step(one, active), batches, fn_output_signature=spec, parallel_iterations=1)
+
+    stacked = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), batch)
+    return tf.function(steps, input_signature=(stacked, active), autograph=False)
 
 
 def inputs_spec(config: FeatureConfig, seeds: int | None = None) -> Inputs:

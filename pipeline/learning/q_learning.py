@@ -15,7 +15,7 @@ from pipeline.learning.actions import ActionSpace, Served
 from pipeline.learning.cells import Cells
 from pipeline.learning.greedy import GreedyHeads, best, evaluated, reported
 from pipeline.learning.grid import ActionGrid
-from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, inputs_spec
+from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, in_turn, inputs_spec
 from pipeline.learning.networks import Draw, Inputs, drawing
 from pipeline.learning.q_losses import q_learning
 
@@ -69,6 +69,7 @@ class QLearning(tf.Module):
         self.space, self.cells, self.heads = self.actor.space, self.actor.tower, self.actor.heads
         signature = (batch_spec(config, self._seeds), tf.TensorSpec([policies], tf.bool))
         self.step = tf.function(self._step, input_signature=signature, autograph=False)
+        self.steps = in_turn(self.step)
         self.evaluate = tf.function(self._evaluate, input_signature=(inputs_spec(config),), autograph=False)
 
     def _step(self, batch: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -55,7 +55,7 @@ class Replay:
     def sample(self, rng: np.random.Generator, n: int) -> Sampled:
         """n rows, uniformly, with repetition."""
         at = rng.integers(0, len(self), size=n)
-        rows, scalars = self._rows[at], self._scalars[at]
+        rows, scalars = self._rows.take(at, axis=0), self._scalars[at]
         return Sampled(rows[:, 0], rows[:, 1], self._action[at], *np.ascontiguousarray(scalars.T))
 
     def origins(self) -> Origins:

@@ -39,11 +39,13 @@ def test_of_a_replay() -> None:
     feeding, found = ReplayFeeding(of, encoder, 2), []
     for number in range(8):
         feeding.add(example(encoder, number), 0, number)
-    learner: Any = SimpleNamespace(step=lambda batch, active: found.append(batch) or {})
+    learner: Any = SimpleNamespace(steps=lambda batches, active: found.append(batches) or {})
     progress: Any = SimpleNamespace(owed=0.0, updates=0)
     feeding.learn(learner, Snapshot.initial(of), progress, np.ones(2, bool))
-    assert [batch.state["recent_clicks"].shape for batch in found] == [(1, 8, 8, 4)] * 2
-    assert set(np.unique(found[0].state["recent_clicks"])) <= set(range(8))
+    (batches,) = found
+    assert batches.state["recent_clicks"].shape == (2, 1, 8, 8, 4)
+    assert batches.reward.shape == (2, 1, 8)
+    assert set(np.unique(batches.state["recent_clicks"])) <= set(range(8))
 
 
 def test_of_a_rollout() -> None:
