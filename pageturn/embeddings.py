@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,17 +49,20 @@ def _source(command: Callable[..., None]) -> Callable[..., None]:
 
 @embeddings.command()
 @_source
-def load(epoch: str | None, **given: object) -> None:
+@click.option(
+    "--if-missing", is_flag=True, help="Do nothing where the epoch is loaded: to fill an emptied store again."
+)
+def load(epoch: str | None, if_missing: bool, **given: Any) -> None:
     """Load all vectors of a new epoch from SOURCE: Parquet (a file or a folder), or NumPy (.npy).
 
     A load that was broken off is finished by the same command. Nothing reads an epoch before the config names it.
     """
-    _load(epoch, complete=False, **given)
+    _load(epoch, complete=False, if_missing=if_missing, **given)
 
 
 @embeddings.command()
 @_source
-def delta(epoch: str | None, **given: object) -> None:
+def delta(epoch: str | None, **given: Any) -> None:
     """Add the vectors of new ids from SOURCE to an epoch that is loaded.
 
     Ids that are there already may be in SOURCE with the same vectors. Agents find new ids within seconds.
@@ -126,6 +129,7 @@ def _load(
     ids: Path | None,
     id_column: str,
     vector_column: str,
+    if_missing: bool = False,
 ) -> None:
     from pageturn.vector_files import Columns, open_vectors
     from pipeline.config.reading import load_config
@@ -136,7 +140,11 @@ def _load(
     name, declared = _chosen(config, table)
     epoch = epoch or declared.epoch
     with closing(open_store(store_url)) as store:
-        _check_epoch(name, epoch, read_table(store, config.kv_prefix, name, epoch), complete)
+        found = read_table(store, config.kv_prefix, name, epoch)
+        if if_missing and found is not None:
+            click.echo(f"{name}, epoch {epoch}: is loaded, {found.rows} vectors")
+            return
+        _check_epoch(name, epoch, found, complete)
         file = open_vectors(source, ids, Columns(id_column, vector_column), declared.dim, declared.dtype)
         began_s = time.monotonic()
         done = load_portions(store, config.kv_prefix, name, epoch, file.portions, _progress(file.rows))

@@ -92,6 +92,14 @@ def test_a_load_that_was_broken_off_is_finished_by_doing_it_again(files: Path, s
     assert "15 vectors added, 30 were there; 45 in all" in run(files, "load @/vectors.npy --ids @/ids.npy").output
 
 
+def test_a_job_that_fills_an_emptied_store_does_nothing_else(files: Path, store: KeyValueStore):
+    for said in ("45 vectors added", "is loaded, 45 vectors", "is loaded, 45 vectors"):
+        result = run(files, "load @/fixed.parquet --if-missing")
+        assert (result.exit_code, said in result.output) == (0, True), result.output
+    store.delete_prefix("gyl:")
+    assert "45 vectors added" in run(files, "load @/fixed.parquet --if-missing").output
+
+
 def test_an_epoch_is_kept_apart_and_dropped_alone(files: Path, store: KeyValueStore):
     run(files, "load @/fixed.parquet")
     np.save(files / "retrained.npy", MATRIX + 1)
