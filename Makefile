@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -107,6 +107,9 @@ metrics: $(READY)
 
 config-table: $(READY)
 	$(BIN)/python -m pageturn.config_table docs/configuration.md
+
+capacity: $(READY)
+	$(BIN)/python -m benchmarks.capacity
 
 dashboards: $(READY)
 	$(BIN)/python -m tests.k8s.dashboards

@@ -20,6 +20,7 @@ import click
 from pageturn.backfilling import Past, check_past, fill, past_options
 from pageturn.deadletters import deadletters
 from pageturn.embeddings import embeddings
+from pageturn.forgetting import forget
 from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.monitor import monitor
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
@@ -369,6 +370,7 @@ for command in (
     dashboard,
     counts,
     deadletters,
+    forget,
     embeddings,
     switch,
     monitor,
