@@ -94,7 +94,7 @@ TRAINER = Process(
         Family("learning", _G, "What the last round came to: losses, means of V, A and the action, size of Q.",
                ("quantity", "policy", "action")),
         Family("last_transition_timestamp_seconds", _G, "Stamp of the last transition learned from."),
-        Family("feature_drift_psi", _G, "Drift of a feature from the reference; above 0.25 it has moved.", ("feature",)),
+        Family("feature_drift_psi", _G, "Drift of a feature from its reference; above 0.25 it moved.", ("feature",)),
         Family("feature_missing_share", _G, "Share of the latest rows without a value.", ("feature",)),
         Family("out_of_vocabulary_share", _G, "Share of the latest ids without a row of their own.", ("feature",)),
         Family("candidates", _C, "Candidates handed out, of all policies together."),
