@@ -143,10 +143,16 @@ class Site:
     def _until_quiet(self, log: FileLog) -> Counter[str]:
         """What was taken until the last output, since the cluster started."""
         outputs, taken, at_s, deadline_s = 0, Counter[str](), time.monotonic(), time.monotonic() + _PATIENCE_S
+        before, looked_s = self._taken(), time.monotonic()
         while not outputs or time.monotonic() - at_s < _QUIET_S:
             there = sum(sum(log.end_offsets(topic).values()) for topic in OUTPUTS)
             if there > outputs:
                 outputs, taken, at_s = there, self._taken(), time.monotonic()
+            if time.monotonic() - looked_s > 2:
+                now, now_s = self._taken(), time.monotonic()
+                if now.total() - before.total() > _IDLE * (now_s - looked_s):
+                    at_s = now_s  # something is under way
+                before, looked_s = now, now_s
             if time.monotonic() > deadline_s:
                 message = f"the job on Flink did not end within {_PATIENCE_S:.0f} s: {self.cluster.said()}"
                 raise BenchmarkError(message)
