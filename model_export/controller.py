@@ -142,6 +142,7 @@ def _terms(site: Site, staging: Path, summary: Summary, until_idle: bool) -> Non
             trouble = _named(site, error)
             if until_idle:
                 raise trouble from error
+            site.metrics.gauge("holds_lease", 0)
             site.metrics.count("terms_ended", cause=_cause(error))
             _LOG.warning("%s; trying again", trouble)
         site.pause()

@@ -1,0 +1,173 @@
+"""Item vectors in a real Redis: what they take, how fast they are loaded, and how fast a page's are read.
+
+    python -m benchmarks.embeddings [--items 10000000] [--reads 2000] [--json FILE]
+
+Vectors of 32 float32, under the keys that agents read. A read asks for 200 vectors, of ids drawn in Zipf's manner: once
+past an agent's memory, by one MGET, and once through it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import redis
+from msgspec import Struct
+
+from benchmarks.serving_load import Times
+from benchmarks.serving_place import redis_server, say
+from benchmarks.shares import BenchmarkError
+from pipeline.errors import PageturnError
+from pipeline.features.stored_vectors import Loaded, Portion, StoredVectors, load_portions
+from pipeline.stores.opening import open_store
+from pipeline.stores.store import KeyValueStore
+
+PREFIX, TABLE, EPOCH = "gyl", "shop", "e1"
+DIM, PORTION = 32, 20_000
+READ, WARM = 200, 200
+IN_MEMORY = 200_000  # vectors of an agent, as `AgentSettings` has it
+BYTES_PER_ITEM, READ_MS = 270.0, 0.5  # the bars
+
+
+class Result(Struct, frozen=True):
+    items: int
+    bytes_per_item: float  # of Redis's own count
+    resident_bytes_per_item: float
+    loaded_per_s: float
+    delta_items: int  # new ones, to a table that is loaded
+    delta_per_s: float
+    mget: Times  # of 200 vectors, all from Redis
+    through_memory: Times  # of 200 vectors
+    from_memory: float  # share of these that needed no Redis
+
+
+def measure(items: int, reads: int) -> Result:
+    if items < 1_000:
+        message = f"--items: expected 1000 or more, found {items}"
+        raise BenchmarkError(message)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pageturn-bench-"))
+        url = stack.enter_context(redis_server(Path(folder)))
+        client = stack.enter_context(closing(redis.Redis.from_url(url)))
+        store = stack.enter_context(closing(open_store(url)))
+        empty = _memory(client)
+        loaded_s, _ = _timed(lambda: _load(store, 0, items))
+        full = _memory(client)
+        say(f"{items} items loaded in {loaded_s:.0f} s")
+        delta = items // 100
+        delta_s, added = _timed(lambda: _load(store, items, items + delta))
+        assert added.added == delta
+        mget = _reads(store, items, reads, capacity=0)[0]
+        through, from_memory = _reads(store, items, reads, capacity=IN_MEMORY)
+    return Result(
+        items=items,
+        bytes_per_item=round((full["used_memory"] - empty["used_memory"]) / items, 1),
+        resident_bytes_per_item=round((full["used_memory_rss"] - empty["used_memory_rss"]) / items, 1),
+        loaded_per_s=round(items / loaded_s),
+        delta_items=delta,
+        delta_per_s=round(delta / delta_s),
+        mget=mget,
+        through_memory=through,
+        from_memory=from_memory,
+    )
+
+
+def _memory(client: Any) -> dict[str, int]:
+    found: dict[str, int] = client.info("memory")
+    return found
+
+
+def _timed(work: Callable[[], Loaded]) -> tuple[float, Loaded]:
+    began = time.perf_counter()
+    done = work()
+    return time.perf_counter() - began, done
+
+
+def _load(store: KeyValueStore, first: int, end: int) -> Loaded:
+    said = [time.monotonic()]
+
+    def told(rows: int) -> None:
+        if time.monotonic() - said[0] > 30.0:
+            said[0] = time.monotonic()
+            say(f"{rows} items")
+
+    return load_portions(store, PREFIX, TABLE, EPOCH, _portions(first, end), told)
+
+
+def _portions(first: int, end: int) -> Iterator[Portion]:
+    rng = np.random.default_rng(first)
+    for start in range(first, end, PORTION):
+        ids = [str(i) for i in range(start, min(start + PORTION, end))]
+        yield Portion(ids, rng.standard_normal((len(ids), DIM), np.float32))
+
+
+def _reads(store: KeyValueStore, items: int, reads: int, capacity: int) -> tuple[Times, float]:
+    """A page each, of distinct ids. The popular ones are spread over the whole table, as those of a shop are."""
+    fetched = [0]
+
+    def count(table: str, ids: int) -> None:
+        fetched[0] += ids
+
+    vectors = StoredVectors(store, PREFIX, capacity=capacity, monotonic=time.monotonic, fetched=count)
+    rng = np.random.default_rng(3)
+    spread = rng.permutation(items)
+    asked, seconds = 0, []
+    for number in range(WARM + reads):
+        ranks = dict.fromkeys(rank % items for rank in rng.zipf(1.2, 10 * READ).tolist())
+        ids = [str(spread[rank]) for rank in list(ranks)[:READ]]
+        if number == WARM:
+            fetched[0] = 0
+        began = time.perf_counter()
+        vectors.vectors(TABLE, EPOCH, ids)
+        if number >= WARM:
+            seconds.append(time.perf_counter() - began)
+            asked += len(ids)
+    return Times.of(seconds), round(1 - fetched[0] / asked, 3)
+
+
+def table(result: Result) -> str:
+    total = result.items * result.bytes_per_item / 1e9
+    rows = [
+        ("items", f"{result.items:,}"),
+        ("bytes per item", f"{result.bytes_per_item} (bar {BYTES_PER_ITEM:.0f}); {total:.2f} GB"),
+        ("resident", f"{result.resident_bytes_per_item} bytes per item"),
+        ("load", f"{result.loaded_per_s:,} per s"),
+        ("delta", f"{result.delta_per_s:,} per s, {result.delta_items:,} new ones"),
+        (f"{READ} vectors, MGET", f"p50 {result.mget.p50} ms (bar {READ_MS}), p99 {result.mget.p99} ms"),
+        (f"{READ} vectors, memory", f"p50 {result.through_memory.p50} ms, p99 {result.through_memory.p99} ms"),
+        ("from memory", f"{100 * result.from_memory:.1f} %"),
+    ]
+    return "\n".join(f"{name:22} {value}" for name, value in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        result = measure(options.items, options.reads)
+    except PageturnError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(table(result))
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.embeddings", description=__doc__.split("\n")[0])
+    parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--reads", type=int, default=2_000, help="of 200 vectors each")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
