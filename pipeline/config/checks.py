@@ -85,8 +85,10 @@ def _tower_losses(config: FeatureConfig) -> Findings:
         return
     losses = config.algorithm.tower_trained_by
     path = ("algorithm", "tower_trained_by")
-    if "value" not in losses:
+    if isinstance(config.algorithm, OnPolicy) and "value" not in losses:
         yield Finding(path, "must contain value: the baseline's traffic trains the tower through V")
+    elif not losses:
+        yield Finding(path, "must name a loss: nothing would train the tower")
     if len(set(losses)) < len(losses):
         yield Finding(path, f"names a loss twice: {', '.join(losses)}")
 
