@@ -6,7 +6,6 @@ table is; it is written last, so a table without one is incomplete.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -76,35 +75,40 @@ class StoredVectors:
     def vectors(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None]:
         """The vectors of the ids, None where there is none. At most one round trip. Raises StoreError."""
         keys = self._keys(table, epoch, ids)
-        found, missing = self._recall(keys)
+        found, missing = self._recall(table, epoch, keys)
         if missing:
             found.update(self._fetch(missing))
             self._fetched(table, len(missing))
-        return [None if key is None else found[key] for key in keys]
+        return [found[key] for key in keys]
 
     def cached(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None] | None:
         """The same without asking the store; None if it would have to be asked."""
         keys = self._keys(table, epoch, ids)
-        found, missing = self._recall(keys)
-        return None if missing else [None if key is None else found[key] for key in keys]
+        found, missing = self._recall(table, epoch, keys)
+        return None if missing else [found[key] for key in keys]
 
-    def _keys(self, table: str, epoch: str, ids: Sequence[str]) -> list[str | None]:
-        return [None if each == _META else vector_key(self._prefix, table, epoch, each) for each in ids]
+    def _keys(self, table: str, epoch: str, ids: Sequence[str]) -> list[str]:
+        stem = vector_key(self._prefix, table, epoch, "")
+        return [stem + each for each in ids]
 
-    def _recall(self, keys: Iterable[str | None]) -> tuple[dict[str, bytes | None], list[str]]:
+    def _recall(self, table: str, epoch: str, keys: Sequence[str]) -> tuple[dict[str, bytes | None], list[str]]:
+        """Called for every page, with all of its ids: a few of these lines are most of what a page waits for."""
         found: dict[str, bytes | None] = {}
         missing: dict[str, None] = {}  # an ordered set
-        now_s = self._monotonic()
+        stale_s = self._monotonic() - self._absent_s
+        known = self._known
         with self._lock:
             for key in keys:
-                if key is None:
-                    continue
-                value, read_s = self._known.get(key, (None, -math.inf))
-                if value is None and now_s - read_s > self._absent_s:
+                entry = known.get(key)
+                if entry is None or (entry[0] is None and entry[1] < stale_s):
                     missing[key] = None
                 else:
-                    self._known.move_to_end(key)
-                    found[key] = value
+                    known.move_to_end(key)
+                    found[key] = entry[0]
+        meta = vector_key(self._prefix, table, epoch, _META)
+        if meta in missing:
+            del missing[meta]
+            found[meta] = None
         return found, list(missing)
 
     def _fetch(self, keys: list[str]) -> dict[str, bytes | None]:
@@ -113,7 +117,6 @@ class StoredVectors:
         with self._lock:
             for key, value in fetched.items():
                 self._known[key] = value, now_s
-                self._known.move_to_end(key)
             for _ in range(len(self._known) - self._capacity):
                 self._known.popitem(last=False)
         return fetched
