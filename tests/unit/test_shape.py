@@ -52,11 +52,13 @@ spec:
           ports: [{name: redis, containerPort: 6379}]
           volumeMounts:
             - {name: data, mountPath: /data}
+            - {name: inner, mountPath: /data/inner}
             - {name: conf, mountPath: /etc/redis}
             - {name: tls, mountPath: /etc/tls}
             - {name: tmp, mountPath: /tmp}
       volumes:
         - {name: conf, configMap: {name: conf-1}}
+        - {name: inner, emptyDir: {}}
         - {name: data, persistentVolumeClaim: {claimName: shared}}
         - {name: tls, secret: {secretName: tls, items: [{key: ca, path: ca.crt}]}}
         - {name: tmp, emptyDir: {}}
@@ -139,6 +141,11 @@ def test_a_path_here_that_has_a_mounted_path_in_it_is_left_alone(tmp_path: Path)
     assert place.here("/data/x /database /tmp", of("redis")) == (
         f"{tmp_path}/tmp/data/claims/shared/x /database {tmp_path}/tmp/data/pods/redis/tmp"
     )
+
+
+def test_a_mount_inside_another_is_a_folder_of_its_own(place: Place, tmp_path: Path) -> None:
+    there = f"{tmp_path}/claims/shared/x {tmp_path}/pods/redis/inner/x"
+    assert place.here("/data/x /data/inner/x", of("redis")) == there
 
 
 def test_volumes_hold_what_maps_and_secrets_say(place: Place, tmp_path: Path) -> None:
