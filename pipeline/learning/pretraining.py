@@ -23,7 +23,7 @@ from pipeline.events import EventError, decode, encode
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.learning.checkpoint import Checkpoints
 from pipeline.learning.errors import CheckpointError, TrainerError
-from pipeline.learning.learner import Batch, batch_spec
+from pipeline.learning.learner import Batch, batch_spec, in_turn
 from pipeline.learning.learners import learner_of
 from pipeline.learning.losses import Regression, masked_mean
 from pipeline.learning.optimiser import Adam
@@ -68,6 +68,7 @@ class ValueLearner(tf.Module):
         shape = [len(config.learned_policies())]
         signature = (batch_spec(config, len(config.algorithm.all_seeds)), tf.TensorSpec(shape, tf.bool))
         self.step = tf.function(self._step, input_signature=signature, autograph=False)
+        self.steps = in_turn(self.step)
 
     def _step(self, batch: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
