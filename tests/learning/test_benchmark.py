@@ -29,7 +29,10 @@ from pipeline.simulation.yardstick import Yardstick
 
 WORLD = World()
 USERS = 300
-SMALL = structs.replace(DDPG, batch_size=32, actor_after=60, replay=2_000, updates_per_transition=0.05)
+# Its actor is slow enough to be inside the range at the end, where seeds differ.
+SMALL = structs.replace(
+    DDPG, batch_size=32, actor_after=60, replay=2_000, updates_per_transition=0.05, actor_learning_rate=1e-4
+)
 
 
 @pytest.fixture
