@@ -18,6 +18,7 @@ import numpy as np
 from msgspec import Struct
 
 from pipeline.config.schema import FeatureConfig
+from pipeline.features.changing import Change
 from pipeline.features.errors import SnapshotError
 from pipeline.features.inputs import config_sha, dense_features, epochs, first_id_row, vocabularies
 from pipeline.features.moments import Moments
@@ -80,6 +81,14 @@ class Snapshot:
         if config is not None:
             snapshot.check(config)
         return snapshot
+
+    def carried(self, config: FeatureConfig, change: Change) -> Snapshot:
+        """For a config with other features: those that stay are encoded as they were."""
+        fresh = Snapshot.initial(config)
+        kept = change.stays & self.moments.keys() & fresh.moments.keys()
+        moments = {**fresh.moments, **{name: self.moments[name] for name in kept}}
+        known = {t: self.vocabularies[t] if t in change.tables else none for t, none in fresh.vocabularies.items()}
+        return Snapshot(fresh.config_sha, moments, known, fresh.epochs)
 
     def to_bytes(self) -> bytes:
         return self._payload

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from pipeline.config.schema import FeatureConfig
+from pipeline.features.changing import Change
 from pipeline.features.errors import SnapshotError
 from pipeline.features.inputs import config_sha, epochs, vocabularies
 from pipeline.features.layout import Layout
@@ -57,6 +58,14 @@ class Statistics:
     def freeze(self) -> Snapshot:
         known = {table: vocabulary.hashes() for table, vocabulary in self._vocabularies.items()}
         return Snapshot(self._config_sha, dict(self._moments), known, self._epochs)
+
+    def carried(self, config: FeatureConfig, change: Change) -> Statistics:
+        """For a config with other features: what is known of those that stay."""
+        other = Statistics(config)
+        kept = change.stays & self._moments.keys() & other._moments.keys()
+        other._moments |= {name: self._moments[name] for name in kept}
+        other._vocabularies |= {t: v for t, v in self._vocabularies.items() if t in change.tables}
+        return other
 
     def to_bytes(self) -> bytes:
         """For the trainer's checkpoint: everything, exactly."""

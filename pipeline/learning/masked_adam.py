@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from pipeline.learning.optimiser import slot
+
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -18,8 +20,8 @@ class MaskedAdam(tf.Module):
         """`lead`: the axes along which members move on their own, (S,) or (S, K), first in every variable."""
         super().__init__()
         self._learning_rate = learning_rate
-        self.first = [tf.Variable(tf.zeros_like(v)) for v in variables]  # moments
-        self.second = [tf.Variable(tf.zeros_like(v)) for v in variables]
+        self.first = [slot(v, "first") for v in variables]  # moments
+        self.second = [slot(v, "second") for v in variables]
         self.steps = tf.Variable(tf.zeros(lead))  # of each member
 
     def apply(self, variables: Sequence[tf.Variable], gradients: Sequence[tf.Tensor | None], moving: tf.Tensor) -> None:

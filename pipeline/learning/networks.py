@@ -17,7 +17,15 @@ import tensorflow as tf
 import xxhash
 
 from pipeline.config.schema import Bits, ConvLayer, Feature, FeatureConfig, GraphTable, HashedId, IdFeature, Sequence
-from pipeline.features.inputs import DENSE, dense_columns, hashed_rows, mask_name, table_rows
+from pipeline.features.inputs import (
+    DENSE,
+    dense_columns,
+    dense_features,
+    has_indicator,
+    hashed_rows,
+    mask_name,
+    table_rows,
+)
 
 Inputs = dict[str, tf.Tensor]
 Draw = Callable[[str, tuple[int, ...], float], tf.Variable]  # (name, shape, bound) -> [S, *shape] in [-bound, bound)
@@ -205,6 +213,13 @@ class Tower(tf.Module):
         if name in self.sequences:
             return self.sequences[name](inputs[name], inputs[mask_name(name)])
         return inputs[name]
+
+
+def tower_columns(config: FeatureConfig) -> list[tuple[str, int]]:
+    """What each row of the first layer's kernel multiplies: a feature, and which of its columns (-1: its indicator)."""
+    values = [(f.name, 0) for f in dense_features(config)]
+    flags = [(f.name, -1) for f in config.features if has_indicator(f)]
+    return values + flags + [(f.name, i) for f in config.features for i in range(_width(f, config))]
 
 
 def _used(config: FeatureConfig, table: str) -> bool:

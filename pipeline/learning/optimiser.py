@@ -26,8 +26,8 @@ class Adam(tf.Module):
         super().__init__()
         self._variables, self._per_policy = tuple(variables), policies is not None
         self._constants = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
-        self.first = [tf.Variable(tf.zeros_like(v)) for v in variables]  # moments
-        self.second = [tf.Variable(tf.zeros_like(v)) for v in variables]
+        self.first = [slot(v, "first") for v in variables]  # moments
+        self.second = [slot(v, "second") for v in variables]
         shape = () if policies is None else (policies,)
         self.beta1_power = tf.Variable(np.full(shape, beta1, np.float32))  # beta ** (number of the update to come)
         self.beta2_power = tf.Variable(np.full(shape, beta2, np.float32))
@@ -83,3 +83,8 @@ class Adam(tf.Module):
 
 def _correction(beta1_power: tf.Tensor, beta2_power: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(1 - beta2_power) / (1 - beta1_power)
+
+
+def slot(variable: tf.Variable, name: str) -> tf.Variable:
+    """Named after its variable: where features change, its rows go the way of the variable's."""
+    return tf.Variable(tf.zeros_like(variable), name=f"{variable.name.removesuffix(':0')}_{name}")

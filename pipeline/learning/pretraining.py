@@ -27,7 +27,7 @@ from pipeline.learning.learner import Batch, batch_spec, in_turn
 from pipeline.learning.learners import learner_of
 from pipeline.learning.losses import Regression, masked_mean
 from pipeline.learning.optimiser import Adam
-from pipeline.learning.progress import Progress, Saved, identity
+from pipeline.learning.progress import Progress, Saved, described, identity
 from pipeline.learning.trainer import wall_clock_ms
 from pipeline.learning.training import Training
 from pipeline.logs.log import EPISODES, TRANSITIONS, EventLog, Record
@@ -150,6 +150,7 @@ def _started(training: Training, config: FeatureConfig) -> Saved:
     return structs.replace(
         training.saved(),
         identity=identity(config, training.round_size),
+        features=described(config),
         progress=Progress(pretrained=source),
         losses={},
         rows=0,

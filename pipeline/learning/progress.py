@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
-from pipeline.config.schema import FeatureConfig
+from pipeline.config.schema import ExternalTable, Feature, FeatureConfig, GraphTable
 from pipeline.features.inputs import config_sha
 from pipeline.learning.errors import CheckpointError
 from pipeline.records import DecidedBy, Decision, Transition
@@ -81,6 +81,25 @@ class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     held_out_partitions: bytes = b""  # int32, int64: where the pages came from that seeds are compared on
     held_out_offsets: bytes = b""
     policies: tuple[str, ...] = ()  # the learned ones, in the order in which weights are stacked
+    features: bytes = b""  # what `described` says of the config
+
+
+class _Described(Struct, frozen=True):
+    features: tuple[Feature, ...]
+    embeddings: dict[str, GraphTable | ExternalTable]
+
+
+def described(config: FeatureConfig) -> bytes:
+    """The features and their tables, for a config that has others later."""
+    return msgspec.json.encode(_Described(config.features, dict(config.embeddings)), order="sorted")
+
+
+def former_config(saved: Saved, config: FeatureConfig) -> FeatureConfig:
+    """The config with the features of the checkpoint."""
+    if not saved.features:
+        return config
+    known = msgspec.json.decode(saved.features, type=_Described)
+    return structs.replace(config, features=known.features, embeddings=known.embeddings)
 
 
 FORMAT, FORMAT_VERSION = "pageturn-trainer", 1
@@ -89,7 +108,7 @@ FORMAT, FORMAT_VERSION = "pageturn-trainer", 1
 def identity(config: FeatureConfig, round_size: int) -> dict[str, str]:
     """What weights depend on besides the log and the learned policies, one text per part.
 
-    A checkpoint belongs to one identity. Policies come and go: see `carrying.py`.
+    A checkpoint belongs to one identity. Policies and features come and go: see `carrying.py`.
     """
     return {
         "features, embeddings, fusion and action (sha256)": config_sha(config),

@@ -23,7 +23,7 @@ from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.learning.carrying import carry_over
 from pipeline.learning.checkpoint import Checkpoints
 from pipeline.learning.metrics import MetricsFile, measured, show
-from pipeline.learning.progress import Progress, check_identity, decode_saved, identity
+from pipeline.learning.progress import Progress, check_identity, decode_saved, former_config, identity
 from pipeline.learning.rereading import reread
 from pipeline.learning.summaries import Summaries
 from pipeline.learning.training import ROUND_SIZE, Training, held_out_origins_of, origins_of
@@ -220,8 +220,9 @@ class _Run:
         if loaded is None:
             return 0
         saved = decode_saved(loaded.state, str(loaded.path))
-        check_identity(saved, identity(self._job.config, self.training.round_size), str(loaded.path))
-        carry_over(self.training.learner, loaded, self._job.config, saved.policies)
+        former = former_config(saved, self._job.config)
+        check_identity(saved, identity(former, self.training.round_size), str(loaded.path))
+        carry_over(self.training.learner, loaded, self._job.config, former, saved.policies)
         log = self._job.log
         held_out = reread(log, held_out_origins_of(saved))
         lost = self.training.resume(saved, reread(log, origins_of(saved)), held_out)

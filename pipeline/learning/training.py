@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from pipeline.config.schema import FeatureConfig, OnPolicy
+from pipeline.features.changing import change
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
@@ -25,7 +26,7 @@ from pipeline.learning.holdout import HELD_OUT, Holdout, named
 from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_transition, to_example
 from pipeline.learning.learner import Learner
 from pipeline.learning.learners import learner_of
-from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, identity
+from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, described, former_config, identity
 from pipeline.learning.replay import Origins, RecentIds
 from pipeline.learning.rollouts import RolloutFeeding
 from pipeline.logs.log import TRANSITIONS, Record
@@ -213,6 +214,7 @@ class Training:
             held_out_partitions=held_out.partitions.astype("<i4").tobytes(),
             held_out_offsets=held_out.offsets.astype("<i8").tobytes(),
             policies=self._policies,
+            features=described(self.config),
         )
 
     def resume(self, saved: Saved, rows: Iterable[Record | None], held_out: Iterable[Record | None] = ()) -> int:
@@ -224,8 +226,7 @@ class Training:
         """
         self.progress, self.losses = copy.deepcopy(saved.progress), dict(saved.losses)
         self._meet(saved.policies)
-        self._statistics = Statistics.from_bytes(saved.statistics, self.config)
-        self.snapshot = Snapshot.from_bytes(saved.snapshot, self.config)
+        self._know(saved)
         self._recent = RecentIds(RECENT_IDS, np.frombuffer(saved.recent, "<u8"))
         expected = len(origins_of(saved).offsets)
         spent = np.frombuffer(saved.spent, bool) if saved.spent else np.zeros(expected, bool)
@@ -236,6 +237,17 @@ class Training:
         for record in held_out:
             self._put_back(record, False)
         return expected - found
+
+    def _know(self, saved: Saved) -> None:
+        """What was known of features. Where they changed since, a candidate is due: the served one wants the former."""
+        former = former_config(saved, self.config)
+        self._statistics = Statistics.from_bytes(saved.statistics, former)
+        self.snapshot = Snapshot.from_bytes(saved.snapshot, former)
+        if former != self.config:
+            difference = change(former, self.config)
+            self._statistics = self._statistics.carried(self.config, difference)
+            self.snapshot = self.snapshot.carried(self.config, difference)
+            self.progress.exported = 0
 
     def _meet(self, former: tuple[str, ...]) -> None:
         """Where policies came or went since the checkpoint: nothing that is known of those is of these."""
