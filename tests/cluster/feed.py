@@ -24,8 +24,7 @@ from pipeline.transitions.session import output_id, topic_of
 from tests.beam.conftest import session_traffic
 from tests.laws import reference_stream
 
-# Windows short enough for pages to close and sessions to end within the traffic. A broker on a busy machine lets its
-# readers see what it has stamped only seconds later.
+# Windows short enough for pages to close and sessions to end within the traffic.
 CONFIG = """
 schema_version: 1
 name: feed
@@ -40,7 +39,7 @@ buckets: {salt: salt, assign: [{name: all, policy: base, slots: [0, 99]}]}
 stream:
   attribution: {click: 3s, order: 3s}
   lateness: 1s
-  clock_skew: 10s
+  clock_skew: 1s
   session_gap: 10s
   max_pages: 4
   remember_closed: 20s

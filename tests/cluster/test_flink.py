@@ -155,7 +155,7 @@ def test_a_job_is_stopped_with_a_savepoint_or_cancelled_and_goes_on(
     with feed.live(log, seed=5, events=20_000, span_ms=40_000) as await_last:
         before = in_the_middle(log, flink, stream)
         assert "stopped; the next start goes on from file:" in stream.stop()
-        stream = start_stream(log_url, flink, parallelism=1)  # and in another shape
+        stream = start_stream(log_url, flink, parallelism=2)
         until(flink.is_running, stream)
         assert "/savepoints/" in flink.restored()
         until(flink.checkpoints, stream)

@@ -225,7 +225,6 @@ class ReadLog(beam.PTransform):
         return (
             pbegin
             | "Start" >> beam.Impulse()
-            | "Apart" >> beam.Reshuffle()  # else Flink joins it to the next step at parallelism 1, under another name
             | "Readers" >> beam.FlatMap(lambda _: numbers).with_output_types(int)
             | "Poll" >> beam.ParDo(self._read)
         )
