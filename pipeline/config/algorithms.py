@@ -148,4 +148,23 @@ class Ppo(OnPolicy, frozen=True, tag_field="kind", tag="ppo"):
     max_kl: Positive = 0.03  # mean over a minibatch, of the policy from the one that was served: beyond it mu rests
 
 
-Algorithm = Ddpg | Dqn | DoubleDqn | DuelingDqn | QLearning | A2c | A3c | Ppo
+# Of items -------------------------------------------------------------------------------------------------------
+
+
+class Drn(Value, frozen=True, tag_field="kind", tag="drn"):
+    """V of user and context, A of these and an item, Q = V + A ranks; see `pipeline/learning/drn` and `ranking`."""
+
+    gamma: Annotated[float, Meta(ge=0, lt=1)] = 0.4
+    hidden: Tower = (64, 32)  # of either tower
+    learning_rate: Positive = 1e-3
+    target_period: Annotated[int, Meta(ge=0)] = 200  # updates between copies; 0: the network looks ahead with itself
+    beta: NonNegative = 0.05  # of the user's activeness, in the reward of an item
+    replay: Count = 20_000  # pages
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 1
+
+    @property
+    def all_seeds(self) -> range:
+        return range(self.seed, self.seed + 1)
+
+
+Algorithm = Ddpg | Dqn | DoubleDqn | DuelingDqn | QLearning | A2c | A3c | Ppo | Drn

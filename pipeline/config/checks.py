@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.config import ddpg_checks, feature_checks, grid_checks
+from pipeline.config import ddpg_checks, feature_checks, grid_checks, ranking_checks
 from pipeline.config.findings import Finding, Findings, all_read, for_each, repeated_names, until_unknown
 from pipeline.config.problems import suggestion
 from pipeline.config.schema import (
     ActionDimension,
     Bucket,
     Discretised,
+    Drn,
     FeatureConfig,
     OnPolicy,
     PayPlusAPhi,
@@ -51,6 +52,8 @@ def _action_names(config: FeatureConfig) -> Findings:
 
 
 def _fusion(config: FeatureConfig) -> Findings:
+    if config.fusion is None:  # `ranking_checks` says whether it has to be there
+        return
     kind, takes = ("pay_plus_a_phi", 1) if isinstance(config.fusion, PayPlusAPhi) else ("exponents", 2)
     all_read([config.fusion])
     if len(config.action) != takes:
@@ -81,7 +84,7 @@ def _reward_clip(config: FeatureConfig) -> Findings:
 
 
 def _tower_losses(config: FeatureConfig) -> Findings:
-    if isinstance(config.algorithm, Discretised):  # one loss, one answer
+    if isinstance(config.algorithm, Discretised | Drn):  # one loss, one answer
         return
     losses = config.algorithm.tower_trained_by
     path = ("algorithm", "tower_trained_by")
@@ -204,6 +207,7 @@ _RULES: tuple[Callable[[FeatureConfig], Findings], ...] = (
     _replay,
     *grid_checks.RULES,
     *ddpg_checks.RULES,
+    *ranking_checks.RULES,
     _rollout,
     _noise_to_learn_from,
     _certification,
@@ -218,4 +222,5 @@ _FEATURE_RULES = (
     feature_checks.reference,
     feature_checks.missing_rule,
     feature_checks.convolution,
+    *ranking_checks.FEATURE_RULES,
 )

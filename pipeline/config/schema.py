@@ -17,11 +17,13 @@ from pipeline.config.algorithms import DeepQ as DeepQ
 from pipeline.config.algorithms import Discretised as Discretised
 from pipeline.config.algorithms import DoubleDqn as DoubleDqn
 from pipeline.config.algorithms import Dqn as Dqn
+from pipeline.config.algorithms import Drn as Drn
 from pipeline.config.algorithms import DuelingDqn as DuelingDqn
 from pipeline.config.algorithms import OnPolicy as OnPolicy
 from pipeline.config.algorithms import Ppo as Ppo
 from pipeline.config.algorithms import QLearning as QLearning
 from pipeline.config.algorithms import Replaying as Replaying
+from pipeline.config.ranking import Ranking as Ranking
 from pipeline.config.values import Count, DurationMs, Fraction, Magnitude, Name, NonNegative, Positive, Source
 from pipeline.config.values import Value as _Value
 
@@ -255,13 +257,16 @@ class Publish(_Value, frozen=True):
     certification: Certification | None = None  # None: no evidence is gathered
 
 
-class FeatureConfig(_Value, frozen=True):
+class FeatureConfig(_Value, frozen=True, kw_only=True):
+    """Of a feed whose policies weigh a ranker's scores (`fusion` and `action`), or choose the items (`ranking`)."""
+
     schema_version: Literal[1]
     name: Name
     kv_prefix: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]{0,15}$")]
     features: Annotated[tuple[Feature, ...], Meta(min_length=1)]
-    fusion: PayPlusAPhi | Exponents
-    action: Annotated[tuple[ActionDimension, ...], Meta(min_length=1)]
+    fusion: PayPlusAPhi | Exponents | None = None
+    action: Annotated[tuple[ActionDimension, ...], Meta(min_length=1)] = ()
+    ranking: Ranking | None = None  # if and only if `algorithm.kind` is drn
     reward: Reward
     algorithm: Algorithm
     policies: Annotated[tuple[Policy, ...], Meta(min_length=1)]

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Source = Annotated[str, Meta(pattern=r"^(user|context|page)\.[A-Za-z_][A-Za-z0-9_]*$")]
+Source = Annotated[str, Meta(pattern=r"^(user|context|page|item)\.[A-Za-z_][A-Za-z0-9_]*$")]
 Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Magnitude = Annotated[float, Meta(ge=0, extra={"magnitude": True})]  # subtracted where it is used

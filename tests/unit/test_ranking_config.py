@@ -1,0 +1,73 @@
+"""Configs of feeds whose policies choose the items: what they need, and what would have no effect in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.ranking import Dbgd, Gradient
+from pipeline.config.reading import ConfigError, load_config, parse_config
+from pipeline.features.inputs import config_sha
+
+CONFIGS = Path(__file__).resolve().parents[2] / "feature_configs"
+TEXT = (CONFIGS / "news_drn.yaml").read_text()
+CASES = (
+    ("algorithm:\n  kind: drn", "algorithm:\n  kind: dqn", 'missing key "fusion"'),
+    ("    gradient: {by: gradient, every: 10s}\n", "", 'missing key "gradient"'),
+    ("    dbgd: {by: dbgd", "    dbdg: {by: dbgd", 'no learned policy "dbdg" (did you mean "dbgd"?)'),
+    ("by: probabilistic, tau: 3", "by: team_draft, tau: 3", "with by: probabilistic only"),
+    ("session_gap: 60s", "session_gap: 30s", "must be at least ranking.activeness.absence"),
+    ("remember: 10m", "remember: 30s", "must be at least stream.session_gap"),
+    ("absence: 60s", "absence: 0", "must be longer than 0"),
+    ("weights: {click: 1.0}", "weights: {page_turn: 1.0}", "one of click, order, dwell must be > 0"),
+    ("weights: {click: 1.0}", "weights: {click: 1, page_turn: 1}", "of a page, not of an item"),
+    ("{click: 1.0}", "{click: 1.0}\n  penalties: {page_without_conversion: 1}", "of a page, not of an item"),
+    ("{click: 1.0}", "{click: 1.0}\n  clip: [0, 1]", "of a page, not of an item"),
+    ("every: 1s", "every: 11s", "must be at least publish.every, 11000 ms; got 10000 ms"),
+    ("probes: 8", "probes: 8\n  certification: {unit_reward: [0, 1]}", "it needs the density of an action"),
+    ("reward:\n", "fusion: {kind: exponents}\nreward:\n", "algorithm.kind drn has ranking instead"),
+    ("reward:\n", "action: [{name: a, baseline: 1, range: [0, 2]}]\nreward:\n", "algorithm.kind drn has ranking"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), CASES, ids=[case[2] for case in CASES])
+def test_a_mistake_is_named(old: str, new: str, expected: str) -> None:
+    assert TEXT.count(old) == 1
+    with pytest.raises(ConfigError) as error:
+        parse_config(TEXT.replace(old, new))
+    assert expected in str(error.value)
+
+
+def test_a_table_is_of_items_or_of_users() -> None:
+    feature = "  - {name: reads, kind: id, source: user.reads, embedding: provider}\n"
+    with pytest.raises(ConfigError, match="which is of no item; take another table"):
+        parse_config(TEXT.replace("features:\n", f"features:\n{feature}"))
+
+
+def test_a_sequence_is_of_no_item() -> None:
+    table = "embeddings:\n  words: {lookup: external, dim: 2, epoch: e1}\n"
+    feature = (
+        "features:\n  - {name: w, kind: sequence, source: item.w, embedding: words, max_len: 4,\n"
+        "     encoder: {kind: conv1d, layers: [{filters: 2, kernel: 2}]}}\n"
+    )
+    with pytest.raises(ConfigError, match="a sequence cannot be of items"):
+        parse_config(TEXT.replace("embeddings:\n", table).replace("features:\n", feature))
+
+
+def test_one_of_both_sides_has_features() -> None:
+    lines = [line for line in TEXT.splitlines() if "source: item." not in line]
+    with pytest.raises(ConfigError, match="at least one must be of items"):
+        parse_config("\n".join(lines))
+
+
+def test_each_learned_policy_is_updated_in_its_way() -> None:
+    ranking = load_config(CONFIGS / "news_drn.yaml").ranking
+    assert {name: type(minor) for name, minor in ranking.minor.items()} == {"gradient": Gradient, "dbgd": Dbgd}
+
+
+def test_a_config_without_ranking_has_the_hash_that_it_had() -> None:
+    """Models, parameters and agents agree on it: a new field may not part them."""
+    hashes = {path.stem: config_sha(load_config(path))[:12] for path in CONFIGS.glob("*.yaml")}
+    assert hashes["simulated"] == "e3e9631f8657"
+    assert hashes["guess_you_like"] == "a9f19a00e086"
