@@ -10,7 +10,7 @@ Times are integer milliseconds of event time, except those named `appended_at_ms
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -66,6 +66,26 @@ class Action(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_f
     propensity: Propensity | None = None
 
 
+class Explorer(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
+    """Weights that are tried beside those that are served: noise around these, or what a major update has made."""
+
+    version: int  # of the served weights: the trainer's count of those it has handed out
+    seed: int | None = None  # of the noise; None: a major update's weights
+    mirrored: bool = False  # with the opposite noise
+
+
+class Ranked(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
+    """How a page's items were chosen: enough to make the page again, and to say whose a click is."""
+
+    shown: int  # how many of the items are the page; the others are candidates that were not shown
+    by: Literal["received", "greedy", "probabilistic", "team_draft"] = "received"
+    tau: float | None = None
+    explorers: tuple[Explorer, ...] = ()
+    orders: tuple[tuple[int, ...], ...] = ()  # of the served weights and of each explorer: positions in the request
+    places: tuple[int, ...] = ()  # of each item its position in the request; none: they are as they were received
+    teams: tuple[int, ...] = ()  # of each shown item the ranker that put it there: an index of `orders`
+
+
 class Decision(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
     """Who decided a page, and how: enough to recompute the decision from the log."""
 
@@ -78,6 +98,7 @@ class Decision(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown
     config_sha: str | None = None  # hash of the state, features and actions of the feature config
     fallback_reason: str | None = None
     shadow: tuple[float, ...] | None = None  # what the policy would have done, where the baseline was served
+    ranked: Ranked | None = None  # of a feed whose policies choose the items
 
 
 class Lookup(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -187,6 +208,11 @@ class Transition(Struct, frozen=True, gc=False, omit_defaults=True):
     discount: float
     next_state: State | None = None  # None if and only if discount is 0
     ending: Ending | None = None  # set if and only if discount is 0
+    # Of a feed whose policies choose the items:
+    items: tuple[Item, ...] = ()  # those that were shown
+    labels: tuple[Labels, ...] = ()  # of these
+    next_items: tuple[Item, ...] = ()  # all candidates of the next page
+    activeness: float | None = None  # the user's, right after the next request, or after a session gap without one
 
 
 class Step(Struct, frozen=True, gc=False, omit_defaults=True):

@@ -21,18 +21,20 @@ from pipeline.features.inputs import (
     HASHED_MISSING_ROW,
     MISSING_ROW,
     RANGE_OOV_ROWS,
+    Part,
     config_sha,
     first_id_row,
     has_indicator,
     mask_name,
     model_inputs,
+    part_of,
     vocabularies,
 )
 from pipeline.features.layout import Layout
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.values import bit_field, canonical_id, decimal, id_hash, raw_reader, transform
 from pipeline.features.vectors import VectorSource, block, fetch, lookup, planner
-from pipeline.records import Lookup, State
+from pipeline.records import Item, Lookup, State
 
 __all__ = ["Encoder", "FeatureError", "MissingVector", "Prepared", "VectorSource"]
 
@@ -46,8 +48,11 @@ class Prepared(NamedTuple):
 
 
 class Encoder:
-    def __init__(self, config: FeatureConfig, vectors: VectorSource | None = None) -> None:
+    """Of one part of a config's features: those of states, or those of items."""
+
+    def __init__(self, config: FeatureConfig, vectors: VectorSource | None = None, part: Part = "state") -> None:
         self.config_sha = config_sha(config)
+        config = part_of(config, part)
         self.inputs = model_inputs(config)
         layout = Layout.of(config)
         self.prepared_dtype = layout.dtype()
@@ -75,6 +80,11 @@ class Encoder:
         blocks = [block(plan, vectors) for plan, vectors in zip(plans, answers, strict=True)]
         lookups = {plan.slot.feature.name: lookup(plan, v) for plan, v in zip(plans, answers, strict=True)}
         return Prepared(np.frombuffer(b"".join((head, *blocks)), self.prepared_dtype), lookups)
+
+    def prepare_items(self, items: Sequence[Item]) -> np.ndarray:
+        """[n items] of `prepared_dtype`. An item is read as a state that has nothing but the item's features, in the
+        place of the page's."""
+        return self.stack([self.prepare(State(page=item.features)) for item in items])
 
     def stack(self, prepared: Sequence[Prepared]) -> np.ndarray:
         """The rows of many states as one array [n]; much faster than np.concatenate on records."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from pipeline.config.schema import (
     Bits,
@@ -26,14 +27,45 @@ RANGE_OOV_ROWS = 1
 HASHED_MISSING_ROW = 0
 
 
+Part = Literal["state", "item"]  # what a feature describes: the user, the context and the page; or one candidate
+_ITEM = "item."
+_OF_ITEMS = "items__"  # how inputs of items begin in a signature: no feature has such a name
+
+
 class Input(NamedTuple):
     name: str
     dtype: str  # "float32" or "int32"
-    shape: tuple[int, ...]  # without the batch axis
+    shape: tuple[int | None, ...]  # without the batch axis
+
+
+def part_of(config: FeatureConfig, part: Part) -> FeatureConfig:
+    """The config with the features of one part, and their tables. Without features of items it is as it was."""
+    chosen = tuple(f for f in config.features if f.source.startswith(_ITEM) == (part == "item"))
+    if len(chosen) == len(config.features):
+        return config
+    used = {f.embedding for f in chosen if isinstance(f, IdFeature | Sequence)}
+    tables = {name: table for name, table in config.embeddings.items() if name in used}
+    return structs.replace(config, features=chosen, embeddings=tables)
+
+
+def served_inputs(config: FeatureConfig) -> tuple[Input, ...]:
+    """The inputs of the signature of a model: of states, and where there are features of items, of these.
+
+    The first axis of an item's input is that of the candidates, as many as the caller has (shape None).
+    """
+    state = model_inputs(part_of(config, "state"))
+    if config.ranking is None:
+        return state
+    of_items = model_inputs(part_of(config, "item"))
+    return state + tuple(Input(item_input(i.name), i.dtype, (None, *i.shape)) for i in of_items)
+
+
+def item_input(name: str) -> str:
+    return f"{_OF_ITEMS}{name}"
 
 
 def model_inputs(config: FeatureConfig) -> tuple[Input, ...]:
-    """The inputs of every signature: the dense block first, then the others in the order of the config."""
+    """What the features become: the dense block first, then the others in the order of the config."""
     width = len(dense_columns(config))
     dense = (Input(DENSE, "float32", (width,)),) if width else ()
     return dense + tuple(i for feature in config.features for i in _inputs_of(feature, config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -22,17 +22,19 @@ from pipeline.features.changing import Change
 from pipeline.features.errors import SnapshotError
 from pipeline.features.inputs import config_sha, dense_features, epochs, first_id_row, vocabularies
 from pipeline.features.moments import Moments
+from pipeline.records import Explorer
 
 _HASH = np.dtype("<u8")
 
 
-class _Wire(Struct, frozen=True, forbid_unknown_fields=True):
+class _Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: Literal["pageturn-parameters"]
     format_version: Literal[1]
     config_sha: str
     moments: dict[str, Moments]
     vocabularies: dict[str, bytes]
     epochs: dict[str, str]
+    explorers: tuple[Explorer, ...] = ()
 
 
 def _frozen(hashes: np.ndarray) -> np.ndarray:
@@ -47,6 +49,7 @@ class Snapshot:
     moments: Mapping[str, Moments]  # by feature with a z-score
     vocabularies: Mapping[str, np.ndarray] = field(repr=False)  # by table: id hashes in order of admission, uint64
     epochs: Mapping[str, str]  # by external table
+    explorers: tuple[Explorer, ...] = ()  # what is served beside the weights, in the order of the model's output
 
     def __post_init__(self) -> None:
         frozen = {table: _frozen(hashes) for table, hashes in self.vocabularies.items()}
@@ -58,6 +61,16 @@ class Snapshot:
         moments = {f.name: Moments() for f in dense_features(config) if f.zscore is not None}
         empty = {table: np.empty(0, _HASH) for table in vocabularies(config)}
         return cls(config_sha(config), moments, empty, epochs(config))
+
+    @classmethod
+    def of_parts(cls, config: FeatureConfig, parts: Iterable[Snapshot], explorers: tuple[Explorer, ...]) -> Snapshot:
+        """Of a config from what is known of the features of states and of items."""
+        moments: dict[str, Moments] = {}
+        known: dict[str, np.ndarray] = {}
+        for part in parts:
+            moments |= part.moments
+            known |= part.vocabularies
+        return cls(config_sha(config), moments, known, epochs(config), explorers)
 
     @classmethod
     def from_bytes(cls, payload: bytes, config: FeatureConfig | None = None) -> Snapshot:
@@ -72,6 +85,7 @@ class Snapshot:
             wire.moments,
             {table: read_hashes(table, data) for table, data in wire.vocabularies.items()},
             wire.epochs,
+            wire.explorers,
         )
         for name, moments in snapshot.moments.items():
             _check_moments(name, moments)
@@ -102,6 +116,7 @@ class Snapshot:
             dict(self.moments),
             {table: hashes.tobytes() for table, hashes in self.vocabularies.items()},
             dict(self.epochs),
+            self.explorers,
         )
         return msgspec.msgpack.encode(wire, order="sorted")
 

@@ -28,7 +28,7 @@ _TRANSFORMS: dict[str, tuple[str, Callable[[float], float]]] = {
 
 def raw_reader(feature: Feature) -> Callable[[State], FeatureValue]:
     """Gives the raw value; None where it is absent and the config has a rule for that, otherwise a FeatureError."""
-    scope, field = feature.source.split(".", 1)
+    scope, field = feature.source.split(".", 1)  # of an item: see `Encoder.prepare_items`
     required = feature.missing is None
 
     def read(state: State) -> FeatureValue:

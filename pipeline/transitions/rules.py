@@ -5,8 +5,24 @@ from __future__ import annotations
 from msgspec import Struct
 
 from pipeline.config.schema import FeatureConfig, Reward
+from pipeline.ranking.activeness import Survival
 from pipeline.records import FeedbackKind
 from pipeline.transitions.rewards import reward_version
+
+
+class Choosing(Struct, frozen=True):
+    """Of a feed whose policies choose the items."""
+
+    page_size: int
+    survival: Survival
+    remember_ms: int  # a user who comes back later is new
+
+    @classmethod
+    def of(cls, config: FeatureConfig) -> Choosing | None:
+        if config.ranking is None:
+            return None
+        model = config.ranking.activeness
+        return cls(config.ranking.page_size, Survival(model.initial, model.absence / 1000), model.remember)
 
 
 class Rules(Struct, frozen=True):
@@ -22,6 +38,7 @@ class Rules(Struct, frozen=True):
     deferred: bool  # a page counts only if it was reported as shown
     reward: Reward
     reward_version: str
+    choosing: Choosing | None = None
 
     @classmethod
     def of(cls, config: FeatureConfig) -> Rules:
@@ -43,4 +60,5 @@ class Rules(Struct, frozen=True):
             deferred=stream.activation == "deferred",
             reward=config.reward,
             reward_version=reward_version(config.reward),
+            choosing=Choosing.of(config),
         )

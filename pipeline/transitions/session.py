@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 STATE_VERSION = 2
+RANKING_STATE_VERSION = 3  # with items and activeness: a build that does not know these would lose them
 
 Output = Page | Transition | Episode | SetAside
 
@@ -86,7 +87,7 @@ def on_watermark(rules: Rules, state: SessionState, watermark_ms: int) -> Turn:
         outputs.append(output)
     collector, made = episodes.advance(rules, collector, watermark_ms)
     outputs += made
-    return _turn(rules, joiner, collector, outputs)
+    return _turn(rules, joiner, episodes.forget(rules, collector, watermark_ms), outputs)
 
 
 def output_id(output: Output) -> str:
@@ -115,7 +116,7 @@ def decode_state(payload: bytes) -> SessionState:
     """Raises StateError where another build wrote the state; the log can then be replayed instead."""
     try:
         version = msgspec.msgpack.decode(payload, type=_Versioned).version
-        if version == STATE_VERSION:
+        if version in (STATE_VERSION, RANKING_STATE_VERSION):
             return msgspec.msgpack.decode(payload, type=SessionState)
     except ValueError as error:
         message = f"expected a session state of version {STATE_VERSION}, found bytes that are none: {error}"
@@ -138,12 +139,14 @@ def _turn(rules: Rules, joiner: Joiner, collector: Collector, outputs: list[Outp
     wake_ms = _wake_ms(rules, joiner, collector)
     if wake_ms is None:
         return Turn(None, outputs, None)
-    return Turn(SessionState(STATE_VERSION, joiner, collector), outputs, wake_ms)
+    version = STATE_VERSION if rules.choosing is None else RANKING_STATE_VERSION
+    return Turn(SessionState(version, joiner, collector), outputs, wake_ms)
 
 
 def _wake_ms(rules: Rules, joiner: Joiner, collector: Collector) -> int | None:
     """When the next decision is due. Forgetting sways none, so it waits until it is all that is left to do."""
     joiner_ms, collector_ms = waiting.next_due_ms(joiner), collector.due_ms
-    if joiner_ms is None:
-        return waiting.forget_due_ms(rules, joiner) if collector_ms is None else collector_ms
-    return joiner_ms if collector_ms is None else min(joiner_ms, collector_ms)
+    if joiner_ms is None and collector_ms is None:
+        forgetting = waiting.forget_due_ms(rules, joiner), episodes.forget_due_ms(rules, collector)
+        return min((ms for ms in forgetting if ms is not None), default=None)
+    return min(ms for ms in (joiner_ms, collector_ms) if ms is not None)
