@@ -23,6 +23,7 @@ from pipeline.agent.impressions import LogWriter
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.memory import RetryMemory
 from pipeline.agent.policies import MetadataSource, Pinner
+from pipeline.agent.ranking_deciding import RankingDecider
 from pipeline.agent.reasons import Reason
 from pipeline.agent.requests import AgentRequestError, PageDecision, PageRequest, admit, admit_feedback
 from pipeline.config.schema import FeatureConfig
@@ -101,7 +102,7 @@ class Agent:
         encoder = Encoder(config, self._vectors)
         breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, monotonic)
         guarded = GuardedServer(model_server, breaker, self.metrics, monotonic, settings.first_attempt)
-        self._decider = Decider(
+        self._decider = (Decider if config.ranking is None else RankingDecider)(
             config, encoder, self._vectors, guarded, self._follower, self.metrics,
             mode=Mode(mode), monotonic=monotonic,
         )  # fmt: skip

@@ -7,12 +7,26 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.agent.guarding import Avoided, PredictionSource
-from pipeline.agent.policies import OUTPUT, Pinned
+from pipeline.agent.policies import OUTPUT, Q_EXPLORERS, Pinned, Q
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.config.schema import ActionDimension
 from pipeline.serving.errors import NotServed, ServingError, TooLate, Unavailable
 
 _ROUNDING = 1e-4  # of the range: the model clips in float32
+
+
+def ask(
+    server: PredictionSource, pinned: Pinned, inputs: Mapping[str, np.ndarray], timeout_s: float
+) -> Mapping[str, np.ndarray]:
+    """The outputs of exactly the pinned version. Raises Trouble."""
+    version = pinned.served.version
+    try:
+        prediction = server.predict(pinned.model_name, inputs, version=version, timeout_s=timeout_s)
+    except ServingError as error:
+        raise Trouble(reason_of(error), str(error)) from error
+    if prediction.version != version:
+        raise Trouble(Reason.VERSION_MISMATCH, f"asked version {version}, version {prediction.version} answered")
+    return prediction.outputs
 
 
 def ask_means(
@@ -23,19 +37,38 @@ def ask_means(
     timeout_s: float,
 ) -> np.ndarray:
     """mu(s) [B, dimensions] of exactly the pinned version. Raises Trouble."""
-    version = pinned.served.version
-    try:
-        prediction = server.predict(pinned.model_name, inputs, version=version, timeout_s=timeout_s)
-    except ServingError as error:
-        raise Trouble(reason_of(error), str(error)) from error
-    if prediction.version != version:
-        raise Trouble(Reason.VERSION_MISMATCH, f"asked version {version}, version {prediction.version} answered")
+    means = ask(server, pinned, inputs, timeout_s).get(OUTPUT)
     rows = len(next(iter(inputs.values())))
-    means = prediction.outputs.get(OUTPUT)
     if means is None or means.shape != (rows, len(dimensions)) or means.dtype != np.float32:
         found = "no such output" if means is None else f"{list(means.shape)} {means.dtype}"
         raise Trouble(Reason.BAD_REPLY, f"{OUTPUT}: expected [{rows}, {len(dimensions)}] float32, found {found}")
     return means
+
+
+def ask_q(
+    server: PredictionSource, pinned: Pinned, inputs: Mapping[str, np.ndarray], shape: tuple[int, int], timeout_s: float
+) -> np.ndarray:
+    """Q [B, 1 + explorers, N] of exactly the pinned version, for `shape` [B, N]. Raises Trouble."""
+    outputs, explorers = ask(server, pinned, inputs, timeout_s), len(pinned.snapshot.explorers)
+    parts = [_output(outputs, Q, shape)[:, None]]
+    if explorers:
+        found = _output(outputs, Q_EXPLORERS, (shape[0], None, shape[1]))
+        if found.shape[1] < explorers:
+            raise Trouble(Reason.BAD_REPLY, f"{Q_EXPLORERS}: expected {explorers} explorers, found {found.shape[1]}")
+        parts.append(found[:, :explorers])
+    return np.concatenate(parts, axis=1)
+
+
+def _output(outputs: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    found = outputs.get(name)
+    if found is None or found.dtype != np.float32 or not _shaped(found.shape, shape):
+        said = "no such output" if found is None else f"{list(found.shape)} {found.dtype}"
+        raise Trouble(Reason.BAD_REPLY, f"{name}: expected {list(shape)} float32, found {said}")
+    return found
+
+
+def _shaped(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(found) == len(expected) and all(b in (None, a) for a, b in zip(found, expected, strict=True))
 
 
 def usable_means(means: np.ndarray, dimensions: tuple[ActionDimension, ...]) -> tuple[float, ...]:

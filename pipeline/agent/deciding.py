@@ -25,6 +25,7 @@ from pipeline.agent.requests import PageRequest
 from pipeline.config.schema import Bucket, FeatureConfig
 from pipeline.features.encoder import Encoder, Prepared
 from pipeline.features.errors import FeatureError
+from pipeline.features.snapshot import Snapshot
 from pipeline.monitoring.metrics import Metrics
 from pipeline.records import Action, DecidedBy, Decision, State
 from pipeline.stores.store import StoreError
@@ -53,14 +54,20 @@ class Draft(NamedTuple):
     prepared: Prepared | None = None
     pinned: Pinned | None = None
     means: tuple[float, ...] | None = None
+    item_rows: np.ndarray | None = None  # prepared, where the policy chooses items
+    q: np.ndarray | None = None  # then: of the candidates, by the served weights and by each explorer
     trouble: Trouble | None = None  # the first one is the page's reason
 
     def fails(self, reason: Reason, detail: str = "") -> Draft:
         return self if self.trouble is not None else self._replace(trouble=Trouble(reason, detail))
 
     @property
+    def answered(self) -> bool:
+        return self.means is not None or self.q is not None
+
+    @property
     def ready_to_ask(self) -> bool:
-        return self.pinned is not None and self.prepared is not None and self.means is None and self.trouble is None
+        return self.pinned is not None and self.prepared is not None and not self.answered and self.trouble is None
 
 
 class Decider:
@@ -104,9 +111,12 @@ class Decider:
 
     def _draft(self, request: PageRequest) -> Draft:
         bucket = self._buckets[slot_of(self._config.buckets, self._unit(request))]
-        draft = Draft(request, bucket, bucket.policy in self._learned, request.state)
+        return self._read(Draft(request, bucket, bucket.policy in self._learned, request.state))
+
+    def _read(self, draft: Draft) -> Draft:
+        """With what the ranker says of the items."""
         try:
-            return draft._replace(scores=read_scores(request.items))
+            return draft._replace(scores=read_scores(draft.request.items))
         except UnusableScores as error:
             return draft.fails(Reason.SCORES, str(error))
 
@@ -131,11 +141,14 @@ class Decider:
             return draft  # switched off: lean on nothing
         try:
             with self._vectors.within(deadline_s):
-                prepared = self._encoder.prepare(draft.state)
+                return self._prepared(draft)
         except FeatureError as error:
             return self._not_encoded(draft, Reason.BAD_FEATURES, str(error))
         except StoreError as error:
             return self._not_encoded(draft, Reason.STORE, str(error))
+
+    def _prepared(self, draft: Draft) -> Draft:
+        prepared = self._encoder.prepare(draft.state)
         return draft._replace(prepared=prepared, state=replace(draft.state, lookups=prepared.lookups))
 
     def _not_encoded(self, draft: Draft, reason: Reason, detail: str) -> Draft:
@@ -156,18 +169,27 @@ class Decider:
 
     def _ask_version(self, drafts: list[Draft], deadline_s: float) -> list[Draft]:
         pinned = drafts[0].pinned
-        prepared = [draft.prepared for draft in drafts if draft.prepared is not None]
         assert pinned is not None
-        inputs = self._encoder.finish(self._encoder.stack(prepared), pinned.snapshot)
+        inputs = self._inputs(drafts, pinned.snapshot)
         asked_s = self._monotonic()
         try:
             if deadline_s <= asked_s:
                 raise Trouble(Reason.TIMEOUT, "no time was left for the model")
-            means = ask_means(self._server, pinned, inputs, self._config.action, deadline_s - asked_s)
+            answers = self._answers(drafts, pinned, inputs, deadline_s - asked_s)
         except Trouble as trouble:
             return [draft.fails(trouble.reason, str(trouble)) for draft in drafts]
         role = self._follower.route(pinned.policy).role(pinned)
         self._metrics.observe("predict_seconds", self._monotonic() - asked_s, policy=pinned.policy, role=role)
+        return answers
+
+    def _inputs(self, drafts: list[Draft], snapshot: Snapshot) -> dict[str, np.ndarray]:
+        prepared = [draft.prepared for draft in drafts if draft.prepared is not None]
+        return self._encoder.finish(self._encoder.stack(prepared), snapshot)
+
+    def _answers(
+        self, drafts: list[Draft], pinned: Pinned, inputs: dict[str, np.ndarray], timeout_s: float
+    ) -> list[Draft]:
+        means = ask_means(self._server, pinned, inputs, self._config.action, timeout_s)
         return [self._with_means(draft, row) for draft, row in zip(drafts, means, strict=True)]
 
     def _with_means(self, draft: Draft, row: np.ndarray) -> Draft:
@@ -211,7 +233,7 @@ class Decider:
     def _decision(
         self, draft: Draft, decided_by: DecidedBy, actions: tuple[Action, ...], reason: Reason | None = None
     ) -> Decision:
-        served = draft.pinned.served if draft.pinned is not None and draft.means is not None else None
+        served = draft.pinned.served if draft.pinned is not None and draft.answered else None
         return Decision(
             decided_by,
             draft.bucket.policy,

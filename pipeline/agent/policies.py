@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.errors import SnapshotError
-from pipeline.features.inputs import Input, config_sha, model_inputs
+from pipeline.features.inputs import Input, config_sha, served_inputs
 from pipeline.features.snapshot import Snapshot
 from pipeline.serving.client import Signature, TensorSpec
 from pipeline.serving.errors import BadRequest, ServingError
@@ -19,6 +19,7 @@ from pipeline.stores.store import KeyValueStore, StoreError
 
 _LOG = logging.getLogger(__name__)
 OUTPUT = "action"
+Q, Q_EXPLORERS = "q", "q_explorers"  # of a policy that chooses items
 _PERMANENT = {Reason.VERSION_MISMATCH, Reason.BAD_SIGNATURE}  # what a version is does not change
 
 
@@ -68,7 +69,7 @@ class Pinner:
     def __init__(self, config: FeatureConfig, store: KeyValueStore, server: MetadataSource, timeout_s: float) -> None:
         self._config = config
         self._config_sha = config_sha(config)
-        self._inputs = model_inputs(config)
+        self._inputs = served_inputs(config)
         self._store = store
         self._server = server
         self._timeout_s = timeout_s
@@ -100,7 +101,7 @@ class Pinner:
             snapshot = self._snapshots[served.parameters] = self._fetch(served.parameters)
         model_name = self._config.model_name(policy)
         if (policy, served) not in self._checked:
-            self._check_signature(model_name, served.version)
+            self._check_signature(policy, model_name, served.version)
             self._checked[policy, served] = None
         return Pinned(policy, model_name, served, snapshot)
 
@@ -123,28 +124,37 @@ class Pinner:
             raise Trouble(Reason.VERSION_MISMATCH, str(error)) from error
         return snapshot
 
-    def _check_signature(self, model_name: str, version: int) -> None:
+    def _check_signature(self, policy: str, model_name: str, version: int) -> None:
         try:
             signature = self._server.metadata(model_name, version, self._timeout_s)
         except BadRequest as error:
             raise Trouble(Reason.BAD_SIGNATURE, str(error)) from error
         except ServingError as error:
             raise Trouble(Reason.UNAVAILABLE, str(error)) from error
-        problem = signature_problem(signature, self._inputs, len(self._config.action))
+        problem = signature_problem(signature, self._inputs, served_outputs(self._config, policy))
         if problem:
             raise Trouble(Reason.BAD_SIGNATURE, f"{model_name} version {version}: {problem}")
 
 
-def signature_problem(signature: Signature, inputs: tuple[Input, ...], dimensions: int) -> str | None:
+def served_outputs(config: FeatureConfig, policy: str) -> dict[str, TensorSpec]:
+    """Of a policy's model: an action; or Q of every candidate, by the served weights and by each explorer."""
+    if config.ranking is None:
+        return {OUTPUT: TensorSpec("float32", (None, len(config.action)))}
+    outputs = {Q: TensorSpec("float32", (None, None))}
+    explorers = config.ranking.explorers(policy)
+    return {**outputs, Q_EXPLORERS: TensorSpec("float32", (None, explorers, None))} if explorers else outputs
+
+
+def signature_problem(signature: Signature, inputs: tuple[Input, ...], outputs: Mapping[str, TensorSpec]) -> str | None:
     """What is wrong with a model's signature; None if it is what the config says. Pure."""
     expected = {each.name: TensorSpec(each.dtype, (None, *each.shape)) for each in inputs}
     if signature.inputs.keys() != expected.keys():
         return f"expected inputs {sorted(expected)}, found {sorted(signature.inputs)}"
     found = dict(signature.inputs)
-    if OUTPUT not in signature.outputs:
-        return f"expected an output {OUTPUT!r}, found {sorted(signature.outputs)}"
-    expected[f"output {OUTPUT}"] = TensorSpec("float32", (None, dimensions))
-    found[f"output {OUTPUT}"] = signature.outputs[OUTPUT]
+    for output, spec in outputs.items():
+        if output not in signature.outputs:
+            return f"expected an output {output!r}, found {sorted(signature.outputs)}"
+        expected[f"output {output}"], found[f"output {output}"] = spec, signature.outputs[output]
     wrong = [
         f"{name}: expected {expected[name]}, found {found[name]}"
         for name in expected

@@ -77,9 +77,22 @@ class Major(Value, frozen=True):
 
 
 class Ranking(Value, frozen=True):
+    """What a learned policy shows, and how its weights move."""
+
     minor: dict[Name, Minor]  # by learned policy: each has weights and updates of its own
     page_size: Annotated[int, Meta(ge=1, le=1000)] = 10  # places of a page; the other candidates follow
     activeness: Activeness = Activeness()
     interleaving: Interleaving = Interleaving()
     major: Major | None = Major()
     max_page_change: Fraction = 0.8  # of a page's places, over the probes against the last accepted version
+
+    def explorers(self, policy: str) -> int:
+        """The most that a policy's model holds beside the served weights."""
+        match self.minor[policy]:
+            case Dbgd():
+                noise = 1
+            case EvolutionStrategies(pairs=pairs):
+                noise = 2 * pairs
+            case _:
+                noise = 0
+        return noise + (self.major is not None and self.major.trial > 0)

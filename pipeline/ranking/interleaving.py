@@ -101,10 +101,14 @@ def team_draft(orders: Orders, size: int, draw: Uniform) -> Leaving:
             if len(shown) < size:
                 shown.append(next(item for item in orders[team] if item not in shown))
                 teams.append(team)
-    shared = _shared_prefix(orders, size)
+    return Leaving(tuple(shown), tuple(teams), team_credits(orders, teams))
+
+
+def team_credits(orders: Orders, teams: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """Of a page that was drafted: a place is its team's, unless all rankers would have filled it alike."""
+    shared = _shared_prefix(orders, len(teams))
     credited = [NOBODY if place < shared else team for place, team in enumerate(teams)]
-    credits = tuple(tuple(float(team == ranker) for ranker in range(len(orders))) for team in credited)
-    return Leaving(tuple(shown), tuple(teams), credits)
+    return tuple(tuple(float(team == ranker) for ranker in range(len(orders))) for team in credited)
 
 
 def credit(leaving_credits: Sequence[Sequence[float]], clicked: Iterable[int]) -> tuple[float, ...]:
