@@ -18,13 +18,13 @@ from msgspec import Struct
 
 from pipeline.errors import PageturnError
 from pipeline.records import State
+from pipeline.stores.published import BOOTSTRAP as BOOTSTRAP
 
 RECORD = "candidate.json"
 MODEL = "model"
 EXTRA = "assets.extra"
 PARAMETERS = f"{EXTRA}/parameters.msgpack"
 WARM_UP = f"{EXTRA}/tf_serving_warmup_requests"
-BOOTSTRAP = f"{0:012d}"  # the id of every bootstrap candidate
 _MODEL_FILES = ("saved_model.pb", "variables/variables.index", PARAMETERS, WARM_UP)
 
 
@@ -40,7 +40,7 @@ class Probe(Struct, frozen=True):
 
 
 class Candidate(Struct, frozen=True):
-    id: str  # see `candidate_id`
+    id: str  # see `published.candidate_id`
     policy: str
     model_name: str
     config_sha: str
@@ -60,6 +60,7 @@ class Candidate(Struct, frozen=True):
     files: dict[str, str] = {}  # sha256 of each file of the model, by its path in there
     seeds: dict[str, float] = {}  # how those trained side by side compared on held-out sessions, when they last were
     seed_spread: float | None = None  # of actions: standard deviation over seeds, mean over probes, in ranges
+    gone_back: int = 0  # of the requests to go back, the number of the last that its trainer had followed
 
 
 def file_digests(model: Path) -> dict[str, str]:
@@ -71,11 +72,6 @@ def file_digests(model: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def candidate_id(transitions: int, run: str) -> str:
-    """Sorts by age within a run, and is no other run's: a verdict on that one's candidate says nothing about this."""
-    return f"{transitions:012d}-{run}" if transitions else BOOTSTRAP
 
 
 def encode_candidate(candidate: Candidate) -> bytes:

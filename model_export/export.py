@@ -19,7 +19,6 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
 from model_export.candidate import (
-    BOOTSTRAP,
     EXTRA,
     MODEL,
     PARAMETERS,
@@ -28,7 +27,6 @@ from model_export.candidate import (
     Candidate,
     CandidateError,
     Probe,
-    candidate_id,
     encode_candidate,
     file_digests,
 )
@@ -42,6 +40,7 @@ from pipeline.learning.learners import actor_of
 from pipeline.learning.networks import Inputs
 from pipeline.learning.training import Probing, Training
 from pipeline.records import FeatureValue, State
+from pipeline.stores.published import BOOTSTRAP, candidate_id
 
 _SIGNATURE = "serving_default"
 _WARM_UP_REQUESTS = 4  # batch sizes and values do not matter on a CPU; the signature and the output filter do
@@ -187,6 +186,7 @@ def _candidate(training: Training, k: int, judged: _Judged, created_ms: int) -> 
         probes=tuple(probes),
         seeds=dict(progress.seeds),
         seed_spread=float(judged.action_spread[k]) if len(config.algorithm.all_seeds) > 1 else None,
+        gone_back=progress.gone_back.get(policy, 0),
     )
 
 

@@ -25,7 +25,7 @@ from model_export.site import Site
 from pipeline.features.errors import FeatureError, SnapshotError
 from pipeline.features.snapshot import Snapshot
 from pipeline.serving.errors import ServingError, Unavailable
-from pipeline.stores.published import Served, parameters_key
+from pipeline.stores.published import Pointer, Served, must_go_back, parameters_key
 from pipeline.stores.store import StoreError
 
 
@@ -44,6 +44,8 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
     try:
         candidate = read_candidate(source)
         blank = _described(blank, candidate, site)
+        if site.config.ranking is None and must_go_back(policy.pointer, candidate.gone_back):
+            return replace(blank, outcome="kept", reason="before_rollback", detail=given_up(policy.pointer))
         if policy.pointer.frozen:
             return replace(blank, outcome="kept", reason="frozen", detail="publishing is frozen until it is released")
         return _concluded(blank, _checks(site, policy, source, candidate))
@@ -55,6 +57,11 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
         return replace(blank, outcome="kept", reason="server_unreachable", detail=str(error))
     except (ServingError, WrongAnswer, _ReferenceLost) as error:
         return replace(blank, outcome="kept", reason="no_reference", detail=str(error))
+
+
+def given_up(pointer: Pointer) -> str:
+    assert pointer.back is not None
+    return f"made of what was learned before its trainer went back to candidate {pointer.back.candidate}"
 
 
 def _described(blank: Verdict, candidate: Candidate, site: Site) -> Verdict:

@@ -26,6 +26,7 @@ from model_export.checks import Trace, Verdict, stages
 from model_export.desired import DesiredState, Pending, PolicyState, follow, request_load, reserve, settle, withdraw
 from model_export.forgetting import forget_version
 from model_export.readiness import Kept, NotPublished, Refused, serve_and_probe
+from model_export.sending_back import tell_candidates
 from model_export.site import Site
 from model_export.verdicts import VerdictLog
 from pipeline.stores.published import (
@@ -33,6 +34,7 @@ from pipeline.stores.published import (
     Served,
     VersionRecord,
     change_pointer,
+    must_go_back,
     parameters_key,
     read_pointers,
     version_key,
@@ -89,6 +91,7 @@ def resume(
     site.on_step(policy, "recorded")
     state = site.write(state, policy, settle(follow(state.policies[policy], pointer, site.clock_ms())))
     site.on_step(policy, "settled")
+    tell_candidates(site, policy, state.policies[policy])
     return state, verdict
 
 
@@ -181,6 +184,9 @@ def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Po
         if now.frozen and now.stable is not None:
             message = "publishing was frozen while the version was loading"
             raise Kept(message, "frozen")
+        if site.config.ranking is None and must_go_back(now, candidate.gone_back) and now.stable is not None:
+            message = "the policy was rolled back, and released, while the version was loading"
+            raise Kept(message, "before_rollback")
         return replace(now, stable=served, previous=now.stable, fence=site.lease.token)
 
     pointer = change_pointer(site.store, site.prefix, policy, point)[1]

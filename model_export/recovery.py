@@ -13,6 +13,7 @@ from model_export import volume
 from model_export.candidate import PARAMETERS, Candidate, CandidateError
 from model_export.desired import DesiredState, PolicyState, follow, read_desired, write_desired
 from model_export.publisher import version_record
+from model_export.sending_back import tell_candidates
 from model_export.site import Site, VolumeError
 from model_export.verdicts import VerdictLog
 from pipeline.stores.published import (
@@ -62,6 +63,8 @@ def keep_in_step(site: Site, verdicts: VerdictLog, state: DesiredState, *, thoro
             pointer = _restore_pointer(site, name, policy.pointer)
         state = site.write(state, name, follow(state.policies[name], pointer or Pointer(), site.clock_ms()))
         _restore_records(site, name, state.policies[name], thorough=thorough or bool(lost))
+        if thorough or lost:
+            tell_candidates(site, name, state.policies[name])
     if lost:
         _LOG.warning("the key-value store had lost the pointers of %s; filled again", ", ".join(lost))
         site.metrics.count("store_refilled")

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from pipeline.errors import PageturnError
-from pipeline.stores.published import Pointer, Served, change_pointer
+from pipeline.stores.published import (
+    GoBack,
+    Pointer,
+    Served,
+    VersionRecord,
+    change_pointer,
+    read_candidates,
+    read_pointers,
+    read_version,
+    sent_back,
+)
 from pipeline.stores.store import KeyValueStore
 
 
@@ -21,17 +31,21 @@ def set_off(store: KeyValueStore, prefix: str, policies: Sequence[str], off: boo
         change_pointer(store, prefix, policy, lambda pointer: replace(pointer, off=off))
 
 
-def roll_back(store: KeyValueStore, prefix: str, policy: str) -> tuple[Served, Served]:
-    """Back to the previous version, which is still loaded; nothing is published until `release`.
+def roll_back(store: KeyValueStore, prefix: str, policy: str, to: int | None = None) -> tuple[Served, Served]:
+    """Back to the previous version, or to one that is named; nothing is published until `release`, and the trainer goes
+    on from what it was then. Agents follow once the model servers have that version: at once, if it is still loaded.
 
     Returns: the version left, the version served now. Raises: SwitchError, StoreError.
     """
+    version = _previous(store, prefix, policy) if to is None else to
+    record = _published(store, prefix, policy, version)
+    target = Served(version, record.parameters)
 
     def back(pointer: Pointer) -> Pointer:
-        if pointer.stable is None or pointer.previous is None:
-            message = f"policy {policy!r}: expected a previous version to go back to, found none"
+        if pointer.stable is None or (to is None and pointer.previous != target):
+            message = f"policy {policy!r}: its versions changed at the same moment; look at them, and roll back again"
             raise SwitchError(message)
-        return replace(pointer, stable=pointer.previous, previous=pointer.stable, canary=None, share=0.0, frozen=True)
+        return sent_back(pointer, target, record.candidate)
 
     before, after = change_pointer(store, prefix, policy, back)
     assert before.stable is not None
@@ -39,11 +53,33 @@ def roll_back(store: KeyValueStore, prefix: str, policy: str) -> tuple[Served, S
     return before.stable, after.stable
 
 
+def _previous(store: KeyValueStore, prefix: str, policy: str) -> int:
+    previous = read_pointers(store, prefix, (policy,))[policy].previous
+    if previous is None:
+        message = f"policy {policy!r}: expected a previous version to go back to, found none"
+        raise SwitchError(message)
+    return previous.version
+
+
+def _published(store: KeyValueStore, prefix: str, policy: str, version: int) -> VersionRecord:
+    record = read_version(store, prefix, policy, version)
+    if record is None:
+        kept = ", ".join(map(str, sorted(read_candidates(store, prefix, (policy,))[policy]))) or "none"
+        message = f"policy {policy!r}: expected a version that is kept, one of {kept}; found {version}"
+        raise SwitchError(message)
+    return record
+
+
 def freeze(store: KeyValueStore, prefix: str, policy: str) -> None:
     """Keep the version in use; candidates get the verdict `kept`."""
     change_pointer(store, prefix, policy, lambda pointer: replace(pointer, frozen=True))
 
 
-def release(store: KeyValueStore, prefix: str, policy: str) -> None:
-    """Let the next candidate be considered again."""
-    change_pointer(store, prefix, policy, lambda pointer: replace(pointer, frozen=False))
+def release(store: KeyValueStore, prefix: str, policy: str, *, as_it_is: bool = False) -> None:
+    """Let the next candidate be considered again; `as_it_is`, also one of a trainer that has not gone back."""
+
+    def released(pointer: Pointer) -> Pointer:
+        back = GoBack(pointer.back.number + 1, None) if as_it_is and pointer.back else pointer.back
+        return replace(pointer, frozen=False, back=back)
+
+    change_pointer(store, prefix, policy, released)

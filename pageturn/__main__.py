@@ -195,7 +195,7 @@ def train(
             done = run_trainer(
                 feature_config, log_url, state,
                 vectors=vectors, export=export, until_idle=until_idle, stop=stop, metrics=metrics,
-                tensorboard=tensorboard,
+                tensorboard=tensorboard, store=store,
             )  # fmt: skip
     explored = ", ".join(f"{name} explored {n}" for name, n in done.explored.items()) or "none explored"
     click.echo(f"{done.ingested} transitions ({explored}), {done.updates} updates")

@@ -154,12 +154,19 @@ def dashboard(folder: Path | None, port: int) -> None:
 @click.argument("what", type=click.Choice(["off", "on", "freeze", "release", "rollback"]))
 @click.argument("policy")
 @options("config", "store")
-def switch(what: str, policy: str, config_path: Path, store_url: str) -> None:
+@click.option("--to", "version", type=click.IntRange(1), help="rollback: to this version [default: the one before].")
+@click.option("--as-it-is", is_flag=True, help="release: also what a trainer makes that could not go back.")
+def switch(what: str, policy: str, config_path: Path, store_url: str, version: int | None, as_it_is: bool) -> None:
     """Take a policy off or back, or hold its publishing.
 
     off: its users get the baseline, within a second or two, until `on`. freeze: no candidate is published until
-    `release`. rollback: the version before serves again, frozen; the trainer's own weights are not changed by it.
+    `release`. rollback: an earlier version serves again, frozen, and the trainer goes on from what it was when it made
+    that one; nothing that it made since is published any more.
     """
+    for option, belongs, given in (("--to", "rollback", version is not None), ("--as-it-is", "release", as_it_is)):
+        if given and what != belongs:
+            message = f"{option} belongs to {belongs}, found {what}"
+            raise click.UsageError(message)
     from model_export import switches
     from pipeline.config.reading import load_config
     from pipeline.stores.opening import open_store
@@ -174,9 +181,12 @@ def switch(what: str, policy: str, config_path: Path, store_url: str) -> None:
         if what in ("off", "on"):
             switches.set_off(store, prefix, (policy,), what == "off")
         elif what == "rollback":
-            left, now = switches.roll_back(store, prefix, policy)
-            told = f"rolled back from version {left.version} to {now.version}, and frozen"
+            left, now = switches.roll_back(store, prefix, policy, version)
+            told = f"rolled back from version {left.version} to {now.version}, and frozen; its trainer goes back, too"
+        elif what == "freeze":
+            switches.freeze(store, prefix, policy)
+            told = "frozen"
         else:
-            (switches.freeze if what == "freeze" else switches.release)(store, prefix, policy)
-            told = "frozen" if what == "freeze" else "released"
+            switches.release(store, prefix, policy, as_it_is=as_it_is)
+            told = "released"
     click.echo(f"{policy}: {told}")

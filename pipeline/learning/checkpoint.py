@@ -61,9 +61,9 @@ class Checkpoints:
         """
         numbers = sorted(self._numbers(), reverse=True)
         for number in numbers:
-            path = self._path(number)
+            path = self.path(number)
             try:
-                return Loaded(number, path, _verified(path))
+                return Loaded(number, path, verified(path))
             except CheckpointError as error:
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -74,7 +74,7 @@ class Checkpoints:
             raise CheckpointError(msg)
         return None
 
-    def _path(self, number: int) -> Path:
+    def path(self, number: int) -> Path:
         return self._directory / f"{number:012d}"
 
     def _numbers(self) -> list[int]:
@@ -83,7 +83,7 @@ class Checkpoints:
     def _prune(self) -> None:
         for number in sorted(self._numbers())[: -self._keep]:
             doomed = self._directory / f".tmp-old-{number:012d}"  # a kill half-way leaves nothing that has a number
-            os.replace(self._path(number), doomed)
+            os.replace(self.path(number), doomed)
             shutil.rmtree(doomed)
 
 
@@ -96,7 +96,8 @@ def restore(module: tf.Module, loaded: Loaded) -> None:
         raise CheckpointError(msg) from error
 
 
-def _verified(path: Path) -> bytes:
+def verified(path: Path) -> bytes:
+    """The state in a checkpoint whose files are as they were written. Raises: CheckpointError."""
     try:
         sums = msgspec.json.decode((path / _FILES).read_bytes(), type=dict[str, str])
         for name, expected in sums.items():

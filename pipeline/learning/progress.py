@@ -30,6 +30,7 @@ class Progress(Struct, forbid_unknown_fields=True):
     exported: int = 0  # `ingested` at the last candidate
     chosen: int = 0  # of the seeds: whose losses are reported, and which is handed out
     seeds: dict[str, float] = field(default_factory=dict)  # how they compared when they last were, by metric
+    gone_back: dict[str, int] = field(default_factory=dict)  # policy -> number of the last request to go back, followed
 
     @property
     def read(self) -> int:
@@ -52,7 +53,7 @@ class Progress(Struct, forbid_unknown_fields=True):
 
     def only_of(self, policies: Collection[str]) -> None:
         """Forget what was counted of other policies: one that comes, or comes back, begins anew."""
-        for counts in (self.explored, self.pages):
+        for counts in (self.explored, self.pages, self.gone_back):
             for gone in counts.keys() - set(policies):
                 del counts[gone]
 

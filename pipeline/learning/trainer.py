@@ -22,6 +22,7 @@ from pipeline.events import encode
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.learning.carrying import carry_over
 from pipeline.learning.checkpoint import Checkpoints
+from pipeline.learning.going_back import GoingBack
 from pipeline.learning.metrics import MetricsFile, measured, show
 from pipeline.learning.progress import Progress, check_identity, decode_saved, former_config, identity
 from pipeline.learning.rereading import reread
@@ -34,6 +35,7 @@ from pipeline.logs.ordered import OrderedReader
 from pipeline.monitoring.catalogue import TRAINER
 from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DeadLetter
+from pipeline.stores.store import KeyValueStore
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Job(NamedTuple):
     pace: Pace
     metrics: Metrics
     tensorboard: Path | None
+    store: KeyValueStore | None
 
 
 def train(
@@ -76,18 +79,20 @@ def train(
     pace: Pace | None = None,
     metrics: Metrics | None = None,
     tensorboard: Path | None = None,
+    store: KeyValueStore | None = None,
 ) -> Progress:
     """Learn from the transitions topic until stopped or, with `until_idle`, until all that it holds was learned from.
 
     Resumes from the work directory's newest checkpoint. `export` is called as `config.publish` says, and once at an
-    idle end if there is anything new. `tensorboard` is a directory for the numbers of each round.
+    idle end if there is anything new. `tensorboard` is a directory for the numbers of each round. `store` is where
+    requests to go back come from.
     Raises: TrainerError, LogError; whatever `vectors` and `export` raise.
     """
     tf.config.experimental.enable_op_determinism()
     with exclusive(work_dir), closing(open_log(log_url)) as log:
         job = Job(
             config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace(),
-            metrics or Metrics(TRAINER), tensorboard,
+            metrics or Metrics(TRAINER), tensorboard, store,
         )  # fmt: skip
         run = _Run(job)
         run.follow()
@@ -100,6 +105,7 @@ class _Marks(NamedTuple):
     read: int
     ingested: int
     exported: int
+    gone_back: int
 
 
 class _Run:
@@ -114,10 +120,14 @@ class _Run:
         self._number = self._resume()
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
         self._exported_ms = job.clock_ms()
+        asking = job.store if job.config.ranking is None else None  # weights that rank items have a way back of their own
+        self._back = GoingBack(self.training, job.work_dir / "handed_out", asking, job.metrics)
 
     def follow(self) -> None:
         job, reader = self._job, self._reader()
         while reader and not job.stop.is_set():
+            if self._back.look():
+                self._checkpoint()
             records = reader.poll(job.pace.poll)
             for record in records:
                 self._take(record)
@@ -190,6 +200,7 @@ class _Run:
         self._checkpoint()
         now = self._job.clock_ms()
         if self._job.export is not None:
+            self._back.remember(self._checkpoints.path(self._number))
             self._job.export(self.training, now)
             self._job.metrics.count("candidates", len(self._job.config.learned_policies()))
         self.training.progress.exported = self.training.progress.ingested
@@ -212,7 +223,7 @@ class _Run:
 
     def _marks(self) -> _Marks:
         progress = self.training.progress
-        return _Marks(progress.read, progress.ingested, progress.exported)
+        return _Marks(progress.read, progress.ingested, progress.exported, sum(progress.gone_back.values()))
 
     def _resume(self) -> int:
         """Number of the checkpoint that was resumed from; 0 where there was none."""

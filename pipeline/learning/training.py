@@ -238,6 +238,16 @@ class Training:
             self._put_back(record, False)
         return expected - found
 
+    def go_back(self, saved: Saved | None) -> None:
+        """What goes with the weights that the learner was given: a checkpoint's, or (None) those of a fresh one, whose
+        actors wait as at first. What was learned before is not handed out any more."""
+        if saved is None:
+            self.progress.explored.clear()
+        else:
+            self.progress.chosen = saved.progress.chosen
+            self._know(saved)
+        self.progress.exported = self.progress.ingested
+
     def _know(self, saved: Saved) -> None:
         """What was known of features. Where they changed since, a candidate is due: the served one wants the former."""
         former = former_config(saved, self.config)

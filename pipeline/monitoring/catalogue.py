@@ -99,6 +99,8 @@ TRAINER = Process(
         Family("out_of_vocabulary_share", _G, "Share of the latest ids without a row of their own.", ("feature",)),
         Family("candidates", _C, "Candidates handed out, of all policies together."),
         Family("checkpoint_timestamp_seconds", _G, "When the last checkpoint was complete."),
+        Family("went_back", _C, "Requests to go back to an earlier candidate: restored, or lost (no longer kept).",
+               ("outcome",)),
     ),
 )  # fmt: skip
 

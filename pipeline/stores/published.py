@@ -4,6 +4,7 @@ Keys, all under the config's `kv_prefix`:
   p:<sha256>                parameter snapshot, immutable, named by its content
   v:<policy>:<version>      what a published version consists of
   ptr:<policy>              the pointer: the only record that changes
+  candidates:<policy>       of each version that a rollback may go to, the candidate that became it
   verdict:<policy>:<id>     every verdict on a candidate, with all its numbers and reasons
   agent:<agent id>          which versions an agent uses, and when it said so
   agents                    the ids of those agents: listing keys would walk over every embedding vector
@@ -17,9 +18,11 @@ from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.stores.store import KeyValueStore, StoreError
 
+BOOTSTRAP = f"{0:012d}"  # the id of every candidate that has learned nothing: the baseline
 _Record = TypeVar("_Record")
 _ATTEMPTS = 50  # of a compare-and-set that others win
 
@@ -29,6 +32,13 @@ class Served(Struct, frozen=True):
 
     version: int
     parameters: str  # sha256 of the snapshot
+
+
+class GoBack(Struct, frozen=True):
+    """The trainer is to go on from what it was when it handed out a candidate: what it learned since is given up."""
+
+    number: int  # rising: the how manieth time
+    candidate: str | None  # None: the request before was withdrawn
 
 
 class Pointer(Struct, frozen=True, omit_defaults=True):
@@ -42,6 +52,7 @@ class Pointer(Struct, frozen=True, omit_defaults=True):
     fence: int = 0  # the lease token of the controller that wrote it
     previous: Served | None = None  # stays loaded: where a rollback goes
     frozen: bool = False  # nothing is published until an operator releases the policy
+    back: GoBack | None = None  # the last one
 
 
 class VersionRecord(Struct, frozen=True, omit_defaults=True):
@@ -54,10 +65,25 @@ class VersionRecord(Struct, frozen=True, omit_defaults=True):
     created_ms: int
 
 
-class Heartbeat(Struct, frozen=True):
+class Usage(Struct, frozen=True, array_like=True):
+    """What an agent has seen of a version since it began to use it."""
+
+    pages: int = 0  # of the policy's buckets
+    faults: int = 0  # of these, pages that fell back for something that the version may be at fault for
+    calls: int = 0  # Predict calls that were answered, or for which there was no time left
+    slow: int = 0  # of these, those that took too long
+
+
+class Heartbeat(Struct, frozen=True, omit_defaults=True):
     agent: str
     time_ms: int
     versions: dict[str, int]  # policy -> version in use
+    usage: dict[str, Usage] = {}  # policy -> of that version; none where no `publish.guard` asks for it
+
+
+def candidate_id(transitions: int, run: str) -> str:
+    """Sorts by age within a run, and is no other run's: a verdict on that one's candidate says nothing about this."""
+    return f"{transitions:012d}-{run}" if transitions else BOOTSTRAP
 
 
 def parameters_key(prefix: str, sha256: str) -> str:
@@ -70,6 +96,10 @@ def version_key(prefix: str, policy: str, version: int) -> str:
 
 def pointer_key(prefix: str, policy: str) -> str:
     return f"{prefix}:ptr:{policy}"
+
+
+def candidates_key(prefix: str, policy: str) -> str:
+    return f"{prefix}:candidates:{policy}"
 
 
 def verdict_key(prefix: str, policy: str, candidate: str) -> str:
@@ -111,6 +141,41 @@ def change_pointer(
 ) -> tuple[Pointer, Pointer]:
     """Apply a pure change to the pointer as it now is, again when somebody else was faster: (before, after)."""
     return _change(store, pointer_key(prefix, policy), Pointer, Pointer(), change)
+
+
+def sent_back(pointer: Pointer, to: Served, candidate: str) -> Pointer:
+    """Serves `to`, which the candidate became, and nothing newer until the policy is released. Whatever is made of what
+    the trainer learned since then is not published at all."""
+    number = pointer.back.number + 1 if pointer.back else 1
+    return replace(
+        pointer,
+        stable=to,
+        previous=pointer.previous if pointer.stable == to else pointer.stable,
+        canary=None,
+        share=0.0,
+        frozen=True,
+        back=GoBack(number, candidate),
+    )
+
+
+def must_go_back(pointer: Pointer, gone_back: int) -> bool:
+    """`gone_back`: the number of the last request that a trainer, or a candidate's, has followed."""
+    return pointer.back is not None and pointer.back.candidate is not None and pointer.back.number > gone_back
+
+
+def read_candidates(store: KeyValueStore, prefix: str, policies: Sequence[str]) -> dict[str, dict[int, str]]:
+    """Of each policy: version -> candidate."""
+    keys = [candidates_key(prefix, policy) for policy in policies]
+    return {
+        policy: {} if value is None else decode_record(key, value, dict[int, str])
+        for policy, key, value in zip(policies, keys, store.get_many(keys), strict=True)
+    }
+
+
+def read_version(store: KeyValueStore, prefix: str, policy: str, version: int) -> VersionRecord | None:
+    key = version_key(prefix, policy, version)
+    value = store.get(key)
+    return None if value is None else decode_record(key, value, VersionRecord)
 
 
 def write_heartbeat(store: KeyValueStore, prefix: str, heartbeat: Heartbeat) -> None:

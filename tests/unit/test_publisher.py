@@ -380,11 +380,11 @@ def test_a_rollback_goes_to_the_previous_version_and_freezes(world: Any) -> None
     world.run()
     left, served = roll_back(world.store, "fd", "rl")
     assert (left.version, served.version) == (2, 1)
-    world.candidate(70, bias=1.3)
+    world.candidate(70, bias=1.3, gone_back=1)
     assert world.run().kept == {"frozen": 1}
     assert outcome(world)["loaded"] == [(1, "stable"), (2, "previous")]
     release(world.store, "fd", "rl")
-    world.candidate(90, bias=1.1)
+    world.candidate(90, bias=1.1, gone_back=1)
     assert world.run().accepted == 1
     assert world.pointer().stable.version == 3
 
