@@ -164,7 +164,7 @@ class _Table(NamedTuple):
 class _Bound(NamedTuple):
     """A snapshot, ready to compute with."""
 
-    mean: np.ndarray  # [n dense, 1]
+    mean: np.ndarray  # [n dense]
     std: np.ndarray  # infinite where too few values were seen
     scales: bool  # otherwise these are (x - 0) / 1
     tables: dict[str, _Table]
@@ -174,8 +174,8 @@ class _Finish:
     def __init__(self, config: FeatureConfig, layout: Layout) -> None:
         self._layout = layout
         self._vocabularies = vocabularies(config)
-        self._clip = _column(math.inf if f.zscore is None else f.zscore.clip for f in layout.dense)
-        self._fill = _column(_fill(f) for f in layout.dense)
+        self._clip = _numbers(math.inf if f.zscore is None else f.zscore.clip for f in layout.dense)
+        self._fill = _numbers(_fill(f) for f in layout.dense)
         indicators = [f for f in config.features if has_indicator(f)]
         self._width = len(layout.dense) + len(indicators)
         at = {f.name: len(layout.dense) + i for i, f in enumerate(indicators)}
@@ -187,7 +187,7 @@ class _Finish:
         scales = [_scale(f, snapshot) for f in self._layout.dense]
         tables = {name: _table(snapshot.vocabularies[name], first_id_row(v)) for name, v in self._vocabularies.items()}
         scaling = any(f.zscore is not None for f in self._layout.dense)
-        return _Bound(_column(mean for mean, _ in scales), _column(std for _, std in scales), scaling, tables)
+        return _Bound(_numbers(mean for mean, _ in scales), _numbers(std for _, std in scales), scaling, tables)
 
     def columns(self, rows: np.ndarray, bound: _Bound) -> dict[str, np.ndarray]:
         columns = {DENSE: self._dense(rows, bound)}
@@ -207,12 +207,12 @@ class _Finish:
         out = np.empty((len(rows), self._width), np.float32)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            self._fill_in(out[part].T, rows["dense"][part].T, bound)
-        out.T[self._other_flags_to] = rows["absent"].T
+            self._fill_in(out[part], rows["dense"][part], bound)
+        out[:, self._other_flags_to] = rows["absent"]
         return out
 
     def _fill_in(self, out: np.ndarray, dense: np.ndarray, bound: _Bound) -> None:
-        """[values and indicators, B] of [n dense, B]. Feature by feature: numpy's loops then run along the batch."""
+        """[B, values and indicators] of [B, n dense]."""
         z = np.array(dense, order="C")
         missing = np.isnan(z)
         some = missing.any()
@@ -225,8 +225,8 @@ class _Finish:
             np.maximum(z, -self._clip, out=z)
         if some:
             np.copyto(z, 0.0, where=np.isnan(z))  # filled with the mean
-        out[: len(z)] = z
-        out[self._dense_flags_to] = missing[self._dense_flags]
+        out[:, : z.shape[1]] = z
+        out[:, self._dense_flags_to] = missing[:, self._dense_flags]
 
     def _looked_up(self, table: str, hashes: np.ndarray, bound: _Bound) -> np.ndarray:
         known, rows = bound.tables[table]
@@ -235,8 +235,8 @@ class _Finish:
         return np.where(known[at] == hashes, rows[at], oov)
 
 
-def _column(values: Iterable[float]) -> np.ndarray:
-    return np.array(list(values), np.float64)[:, None]
+def _numbers(values: Iterable[float]) -> np.ndarray:
+    return np.array(list(values), np.float64)
 
 
 def _fill(feature: Dense) -> float:

@@ -6,7 +6,7 @@ from where `held` says they came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.features.snapshot import Snapshot
 from pipeline.learning.ingestion import Example
 from pipeline.learning.learner import Batch, Learner
 from pipeline.learning.progress import Progress
-from pipeline.learning.replay import Origins, Replay, Sampled
+from pipeline.learning.replay import Origins, Replay
 
 _UPDATES_AT_ONCE = 16  # whose rows are encoded together; and that are one call; a matter of memory and speed
 
@@ -81,18 +81,16 @@ class ReplayFeeding:
     def _batches(self, count: int, snapshot: Snapshot, number: int) -> Batch:
         """[count, S, B, ...]: for every seed rows of its own, those that it would learn from if it were alone."""
         seeds, size = self._algorithm.all_seeds, self._algorithm.batch_size
-        drawn = [self._sample(seed, number, count * size) for seed in seeds]
-        state, next_state, *scalars = (_joined(column) for column in zip(*drawn, strict=True))
+        rngs = [np.random.default_rng([seed % 2**64, number]) for seed in seeds]
+        drawn = [self._replay.draw(rng, count * size).reshape(count, size) for rng in rngs]
+        state, next_state, *scalars = self._replay.take(np.stack(drawn, axis=1).ravel())
         inputs = [self._encoder.finish(rows, snapshot) for rows in (state, next_state)]
 
         def stacked(x: np.ndarray) -> np.ndarray:
-            return x.reshape(len(seeds), count, size, *x.shape[1:]).swapaxes(0, 1)
+            return x.reshape(count, len(seeds), size, *x.shape[1:])
 
         states = [{name: stacked(x) for name, x in each.items()} for each in inputs]
         return Batch(*states, *(stacked(x) for x in scalars))
-
-    def _sample(self, seed: int, number: int, rows: int) -> Sampled:
-        return self._replay.sample(np.random.default_rng([seed % 2**64, number]), rows)
 
     def held(self) -> Held:
         origins = self._replay.origins()
@@ -103,9 +101,3 @@ class ReplayFeeding:
 
     def keep_last(self, n: int) -> None:
         self._replay.keep_last(n)
-
-
-def _joined(of_seeds: Sequence[np.ndarray]) -> np.ndarray:
-    """NumPy packs records that it puts together, unless it is told how they lie."""
-    first, *others = of_seeds
-    return np.concatenate(of_seeds, dtype=first.dtype) if others else first

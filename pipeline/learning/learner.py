@@ -57,14 +57,29 @@ def in_turn(step: Any) -> Callable[[Batch, np.ndarray], dict[str, tf.Tensor]]:
     """`steps` of a compiled `step`: what a call costs beside its arithmetic is paid once for all of them.
 
     Measured for a tower of 256x256: with a call for each update a quarter more time at batches of 256, and twice the
-    time at batches of 32. XLA (`jit_compile`) brings nothing on top of that, and compiles for many seconds.
+    time at batches of 32. XLA (`jit_compile`) brings nothing on top of that, and compiles for many seconds. It is
+    compiled for each size of batch, of which a trainer has one: what depends on shapes is then computed only once.
     """
+    compiled: dict[int, Any] = {}
+
+    def steps(batches: Batch, active: np.ndarray) -> dict[str, tf.Tensor]:
+        size = batches.reward.shape[-1]
+        if size not in compiled:
+            compiled[size] = _in_turn(step, size)
+        return compiled[size](batches, active)
+
+    return steps
+
+
+def _in_turn(step: Any, size: int) -> Any:
     batch, active = step.input_signature
+    batch = tf.nest.map_structure(lambda x: tf.TensorSpec([x.shape[0], size, *x.shape[2:]], x.dtype), batch)
+    one = tf.function(step.python_function, input_signature=(batch, active), autograph=False)
 
     def steps(batches: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:
-        returned = step.get_concrete_function().structured_outputs
+        returned = one.get_concrete_function().structured_outputs
         spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), returned)
-        return tf.map_fn(lambda one: step(one, active), batches, fn_output_signature=spec, parallel_iterations=1)
+        return tf.map_fn(lambda each: one(each, active), batches, fn_output_signature=spec, parallel_iterations=1)
 
     stacked = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), batch)
     return tf.function(steps, input_signature=(stacked, active), autograph=False)

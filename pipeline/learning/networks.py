@@ -65,8 +65,14 @@ class Linear(tf.Module):
         self.kernel = draw(f"{name}_kernel", (*lead, fan_in, out), 0.0 if zero else he_bound(fan_in))
         self.bias = draw(f"{name}_bias", (*lead, 1, out), 0.0)
 
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(for_policies(x, self.kernel.shape.rank), self.kernel) + self.bias
+    def __call__(self, x: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor] = tf.identity) -> tf.Tensor:
+        x = for_policies(x, self.kernel.shape.rank)
+        *lead, fan_in, out = self.kernel.shape
+        if any(n != 1 for n in lead):
+            return activation(tf.matmul(x, self.kernel) + self.bias)
+        # TensorFlow has a faster product for one than for a stack of one, and puts bias and activation into its kernel.
+        product = tf.matmul(tf.reshape(x, [-1, fan_in]), tf.reshape(self.kernel, [fan_in, out]))
+        return tf.reshape(activation(tf.nn.bias_add(product, tf.reshape(self.bias, [out]))), [*lead, -1, out])
 
 
 def for_policies(x: tf.Tensor, rank: int = 4) -> tf.Tensor:
@@ -85,7 +91,7 @@ class Mlp(tf.Module):
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         for layer in self.hidden:
-            x = tf.nn.relu(layer(x))
+            x = layer(x, tf.nn.relu)
         return self.last(x)
 
 
@@ -160,7 +166,7 @@ class SequenceEncoder(tf.Module):
         shape = tf.shape(mask)  # [S, B, L]
         for span, layer in zip(self._spans, self.layers, strict=True):
             seen = tf.reshape(_windows(x * keep, span), [shape[0], shape[1] * shape[2], layer.kernel.shape[1]])
-            x = tf.nn.relu(tf.reshape(layer(seen), [shape[0], shape[1], shape[2], layer.kernel.shape[2]])) * keep
+            x = tf.reshape(layer(seen, tf.nn.relu), [shape[0], shape[1], shape[2], layer.kernel.shape[2]]) * keep
         if self.pool == "max":
             return tf.reduce_max(x, axis=2)
         return tf.reduce_sum(x, axis=2) / tf.maximum(tf.reduce_sum(keep, axis=2), 1.0)
@@ -202,7 +208,7 @@ class Tower(tf.Module):
         dense = [inputs[DENSE]] if self._dense else []
         x = tf.concat(dense + [self._block(name, inputs) for name in self._features], axis=-1)
         for layer in self.layers:
-            x = tf.nn.relu(layer(x))
+            x = layer(x, tf.nn.relu)
         return x
 
     def _block(self, name: str, inputs: Inputs) -> tf.Tensor:

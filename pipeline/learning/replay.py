@@ -54,7 +54,13 @@ class Replay:
 
     def sample(self, rng: np.random.Generator, n: int) -> Sampled:
         """n rows, uniformly, with repetition."""
-        at = rng.integers(0, len(self), size=n)
+        return self.take(self.draw(rng, n))
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Where n rows lie, uniformly, with repetition."""
+        return rng.integers(0, len(self), size=n)
+
+    def take(self, at: np.ndarray) -> Sampled:
         rows, scalars = self._rows.take(at, axis=0), self._scalars[at]
         return Sampled(rows[:, 0], rows[:, 1], self._action[at], *np.ascontiguousarray(scalars.T))
 
