@@ -2,21 +2,26 @@
 
     python -m benchmarks.embeddings [--items 10000000] [--reads 2000] [--json FILE]
 
-Vectors of 32 float32, under the keys that agents read. A read asks for 200 vectors, of ids drawn in Zipf's manner: once
-past an agent's memory, by one MGET, and once through it.
+Vectors of 32 float32, under the keys that agents read. A read asks for 200 vectors, of ids drawn in Zipf's manner: by a
+bare MGET for comparison, then as an agent does it, once past its memory, by one MGET, and once through it.
 """
 
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+import hiredis
 import msgspec
 import numpy as np
 import redis
@@ -28,6 +33,7 @@ from benchmarks.shares import BenchmarkError
 from pipeline.errors import PageturnError
 from pipeline.features.stored_vectors import Loaded, Portion, StoredVectors, load_portions
 from pipeline.stores.opening import open_store
+from pipeline.stores.published import vector_key
 from pipeline.stores.store import KeyValueStore
 
 PREFIX, TABLE, EPOCH = "gyl", "shop", "e1"
@@ -44,6 +50,7 @@ class Result(Struct, frozen=True):
     loaded_per_s: float
     delta_items: int  # new ones, to a table that is loaded
     delta_per_s: float
+    bare: Times  # of the same MGET by hiredis over a socket: what Redis and the machine take
     mget: Times  # of 200 vectors, all from Redis
     through_memory: Times  # of 200 vectors
     from_memory: float  # share of these that needed no Redis
@@ -65,6 +72,7 @@ def measure(items: int, reads: int) -> Result:
         delta = items // 100
         delta_s, added = _timed(lambda: _load(store, items, items + delta))
         assert added.added == delta
+        bare = _bare_reads(url, items, reads)
         mget = _reads(store, items, reads, capacity=0)[0]
         through, from_memory = _reads(store, items, reads, capacity=IN_MEMORY)
     return Result(
@@ -74,6 +82,7 @@ def measure(items: int, reads: int) -> Result:
         loaded_per_s=round(items / loaded_s),
         delta_items=delta,
         delta_per_s=round(delta / delta_s),
+        bare=bare,
         mget=mget,
         through_memory=through,
         from_memory=from_memory,
@@ -85,7 +94,10 @@ def _memory(client: Any) -> dict[str, int]:
     return found
 
 
-def _timed(work: Callable[[], Loaded]) -> tuple[float, Loaded]:
+_T = TypeVar("_T")
+
+
+def _timed(work: Callable[[], _T]) -> tuple[float, _T]:
     began = time.perf_counter()
     done = work()
     return time.perf_counter() - began, done
@@ -110,27 +122,43 @@ def _portions(first: int, end: int) -> Iterator[Portion]:
 
 
 def _reads(store: KeyValueStore, items: int, reads: int, capacity: int) -> tuple[Times, float]:
-    """A page each, of distinct ids. The popular ones are spread over the whole table, as those of a shop are."""
     fetched = [0]
 
     def count(table: str, ids: int) -> None:
         fetched[0] += ids
 
     vectors = StoredVectors(store, PREFIX, capacity=capacity, monotonic=time.monotonic, fetched=count)
+    pages = _pages(items, WARM + reads)
+    for ids in islice(pages, WARM):
+        vectors.vectors(TABLE, EPOCH, ids)
+    fetched[0] = 0
+    times = Times.of([_timed(partial(vectors.vectors, TABLE, EPOCH, ids))[0] for ids in pages])
+    return times, round(1 - fetched[0] / (READ * reads), 3)
+
+
+def _bare_reads(url: str, items: int, reads: int) -> Times:
+    with closing(socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stem = vector_key(PREFIX, TABLE, EPOCH, "")
+        return Times.of([_timed(partial(_mget, connection, stem, ids))[0] for ids in _pages(items, reads)])
+
+
+def _mget(connection: socket.socket, stem: str, ids: Sequence[str]) -> None:
+    connection.sendall(hiredis.pack_command(("MGET", *(stem + each for each in ids))))
+    reader = hiredis.Reader()
+    while (found := reader.gets()) is False:
+        reader.feed(connection.recv(65_536))
+    assert isinstance(found, list)
+    assert None not in found
+
+
+def _pages(items: int, count: int) -> Iterator[list[str]]:
+    """Distinct ids. The popular ones are spread over the whole table, as those of a shop are."""
     rng = np.random.default_rng(3)
     spread = rng.permutation(items)
-    asked, seconds = 0, []
-    for number in range(WARM + reads):
+    for _ in range(count):
         ranks = dict.fromkeys(rank % items for rank in rng.zipf(1.2, 10 * READ).tolist())
-        ids = [str(spread[rank]) for rank in list(ranks)[:READ]]
-        if number == WARM:
-            fetched[0] = 0
-        began = time.perf_counter()
-        vectors.vectors(TABLE, EPOCH, ids)
-        if number >= WARM:
-            seconds.append(time.perf_counter() - began)
-            asked += len(ids)
-    return Times.of(seconds), round(1 - fetched[0] / asked, 3)
+        yield [str(spread[rank]) for rank in list(ranks)[:READ]]
 
 
 def table(result: Result) -> str:
@@ -141,6 +169,7 @@ def table(result: Result) -> str:
         ("resident", f"{result.resident_bytes_per_item} bytes per item"),
         ("load", f"{result.loaded_per_s:,} per s"),
         ("delta", f"{result.delta_per_s:,} per s, {result.delta_items:,} new ones"),
+        (f"{READ} vectors, bare", f"p50 {result.bare.p50} ms, p99 {result.bare.p99} ms"),
         (f"{READ} vectors, MGET", f"p50 {result.mget.p50} ms (bar {READ_MS}), p99 {result.mget.p99} ms"),
         (f"{READ} vectors, memory", f"p50 {result.through_memory.p50} ms, p99 {result.through_memory.p99} ms"),
         ("from memory", f"{100 * result.from_memory:.1f} %"),
