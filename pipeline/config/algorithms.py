@@ -50,8 +50,16 @@ class Ddpg(Replaying, frozen=True, tag_field="kind", tag="ddpg"):
     head: Layers = (32,)
     # A as a function of the action: a parabola (a dimension at a time, without cross terms), or any function
     advantage: Literal["quadratic", "network"] = "quadratic"
+    weight_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of the critic's kernels that an update takes
     tower_trained_by: tuple[Literal["value", "advantage"], ...] = ("value", "advantage")
-    actor_learning_rate: Positive = 1e-4
+    value_learning_rate: Positive | None = None  # of V; `learning_rate`
+    # mu: a network that climbs A, or where A's parabola has its top
+    actor: Literal["ascent", "argmax"] = "ascent"
+    actor_learning_rate: Positive = 1e-4  # of a mu that climbs
+    # With `argmax`: half a range away from the baseline is taken to cost so much reward, and that belief to be worth
+    # so many transitions (5000); what A says counts for more the more there were
+    prior_cost: Positive | None = None
+    prior_transitions: Count | None = None
     # Switches: the first of each is this system's way, what follows is the textbook's
     critic: Literal["v_plus_a", "plain"] = "v_plus_a"  # plain: one Q(s, a) per policy, and no V
     v_data: Literal["baseline", "all"] = "baseline"  # whose pages V learns from

@@ -7,6 +7,9 @@ from pipeline.config.schema import Ddpg, FeatureConfig
 
 # option -> the switch that it belongs to, and the position at which it has an effect
 _BELONGS_TO = {
+    "value_learning_rate": ("critic", "v_plus_a"),
+    "prior_cost": ("actor", "argmax"),
+    "prior_transitions": ("actor", "argmax"),
     "penalty_weight": ("saturation", "penalty"),
     "target_tau": ("target", "polyak"),
     "target_period": ("target", "periodic"),
@@ -34,4 +37,20 @@ def plain(config: FeatureConfig) -> Findings:
         yield Finding(("algorithm", "tower_trained_by"), message)
 
 
-RULES = (options, plain)
+def argmax(config: FeatureConfig) -> Findings:
+    algorithm = config.algorithm
+    if not isinstance(algorithm, Ddpg):
+        return
+    if algorithm.prior_transitions is not None and algorithm.prior_cost is None:
+        yield Finding(("algorithm", "prior_transitions"), "has an effect with a prior_cost only")
+    if all_read([algorithm.actor]) != ["argmax"]:
+        return
+    if all_read([algorithm.advantage]) != ["quadratic"]:
+        yield Finding(("algorithm", "actor"), "argmax needs advantage: quadratic, of which the top is known")
+    if all_read([algorithm.towers]) != ["shared"]:
+        yield Finding(("algorithm", "towers"), "has an effect with actor: ascent only: argmax reads the critic's tower")
+    if all_read([algorithm.saturation]) != ["invert"]:
+        yield Finding(("algorithm", "saturation"), "has an effect with actor: ascent only: argmax is never outside")
+
+
+RULES = (options, plain, argmax)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from pipeline.config.schema import FeatureConfig
-from pipeline.learning.actions import Actor
+from pipeline.learning.actions import Actor, Served
 from pipeline.learning.networks import Draw, Inputs, Mlp, NetworkAdvantages, QuadraticAdvantages, Tower
+from pipeline.learning.parabola import TopHeads, top_actor
 
 
 class Ahead(NamedTuple):
@@ -17,6 +18,10 @@ class Ahead(NamedTuple):
     value: tf.Tensor  # [S, B] V(s)
     advantage: tf.Tensor  # [S, K, B] A_k(s, mu_k(s))
     units: tf.Tensor  # [S, K, B, N] mu_k(s) as it would be executed, hence clipped
+
+
+def ddpg_actor(config: FeatureConfig, draw: Draw, policies: int) -> Served:
+    return (Actor if config.algorithm.actor == "ascent" else top_actor)(config, draw, policies)
 
 
 class NoValue(tf.Module):
@@ -32,13 +37,20 @@ class ActorCritic(tf.Module):
     def __init__(self, config: FeatureConfig, draw: Draw, policies: int) -> None:
         super().__init__(name="actor_critic")
         algorithm = config.algorithm
-        self.actor = Actor(config, draw, policies)
+        self.climbs = algorithm.actor == "ascent"
+        self.actor = ddpg_actor(config, draw, policies)
         self.space = self.actor.space
         self.tower = self.actor.tower if algorithm.towers == "shared" else Tower(config, _of_critic(draw))
         width = self.tower.width
         self.value_head = NoValue() if algorithm.critic == "plain" else Mlp(draw, "value", width, algorithm.head, 1)
+        self.advantage_heads = self._advantages(config, draw, policies)
+
+    def _advantages(self, config: FeatureConfig, draw: Draw, policies: int) -> QuadraticAdvantages | NetworkAdvantages:
+        algorithm = config.algorithm
+        if isinstance(self.actor.heads, TopHeads):
+            return self.actor.heads.advantages
         advantages = QuadraticAdvantages if algorithm.advantage == "quadratic" else NetworkAdvantages
-        self.advantage_heads = advantages(draw, width, self.space.size, algorithm.head, policies)
+        return advantages(draw, self.tower.width, self.space.size, algorithm.head, policies)
 
     @property
     def shared(self) -> bool:

@@ -3,7 +3,9 @@
 V is the value of the baseline and learns from pages that the baseline decided. Pages on which the agent fell back to
 the baseline are among them: the one-step target holds for the action that was executed, whoever's bucket it was in.
 A_k learns the residual from every page. mu_k = baseline + half range * head_k, and head_k ascends A_k only.
-There is no target network: targets are stopped, and `q_abs` against r_max / (1 - gamma) raises the alarm.
+With `actor: argmax` mu_k needs no weights: it is where A_k's parabola has its top inside the range.
+There is no target network: targets are stopped, and `q_abs` against r_max / (1 - gamma) raises the alarm. With one, the
+V whose residual A_k learns is the target's, too: A_k need not run after what V picked up a moment ago.
 
 Each of these has a switch in the config that puts the textbook's way in its place (Lillicrap et al. 2016), so that what
 it brings can be measured. Without V (`critic: plain`) what is said of A_k is said of Q_k, but for an `Evaluation`.
@@ -32,6 +34,7 @@ from pipeline.learning.losses import (
 )
 from pipeline.learning.networks import Inputs, drawing, for_policies
 from pipeline.learning.optimiser import Adam
+from pipeline.learning.parabola import Prior
 from pipeline.learning.targets import NoTarget, Periodic, Polyak, Target
 
 Pages = Callable[[Batch], tf.Tensor]  # which of a batch: [S, B] 0 or 1
@@ -72,16 +75,19 @@ class Ddpg(tf.Module):
 
         self.online = online = networks()
         self.target = _target(algorithm, online, networks)
+        self.prior = None if online.climbs else Prior(algorithm, policies)
         self.actor, self.space, self.tower = online.actor, online.space, online.tower
         self.value_head, self.advantage_heads, self.actor_heads = (
             online.value_head, online.advantage_heads, online.actor.heads,
         )  # fmt: skip
-        self.critic_variables = tuple(
-            v for part in (self.tower, self.value_head, self.advantage_heads) for v in part.trainable_variables
-        )
-        self.actor_variables = tuple(self.actor_heads.trainable_variables)
+        own_pace = algorithm.value_learning_rate is not None
+        parts = (self.tower, *(() if own_pace else (self.value_head,)), self.advantage_heads)
+        self.critic_variables = tuple(v for part in parts for v in part.trainable_variables)
+        self.value_variables = tuple(self.value_head.trainable_variables) if own_pace else ()
+        self.actor_variables = tuple(self.actor_heads.trainable_variables) if online.climbs else ()
         self.actor_tower_variables = () if online.shared else tuple(self.actor.tower.trainable_variables)
-        self.critic_adam = Adam(self.critic_variables, algorithm.learning_rate)
+        self.critic_adam = Adam(self.critic_variables, algorithm.learning_rate, decay=algorithm.weight_decay)
+        self.value_adam = _value_adam(algorithm, self.value_variables)
         self.actor_adam = Adam(self.actor_variables, algorithm.actor_learning_rate, policies=policies)
         self.actor_tower_adam = Adam(self.actor_tower_variables, algorithm.actor_learning_rate)
         signature = (batch_spec(config, self._seeds), tf.TensorSpec([policies], tf.bool))
@@ -105,7 +111,9 @@ class Ddpg(tf.Module):
         value = baseline_value(v_tm1, batch.reward, discount_t, ahead.value)
         state_part = self.advantage_heads.of_state(to_advantage)
         a_tm1 = self.advantage_heads(state_part, self.space.units(batch.action))
-        advantage = residual_advantage(a_tm1, v_tm1, batch.reward, discount_t, ahead.value, ahead.advantage)
+        advantage = residual_advantage(
+            a_tm1, self._reference(batch, v_tm1), batch.reward, discount_t, ahead.value, ahead.advantage
+        )
         actor, units, a_mu = self._actor(for_actors, tf.stop_gradient(state_part))
         covered, inside = batch.by_baseline, tf.clip_by_value(units, self.space.low, self.space.high)
         return Losses(
@@ -148,11 +156,20 @@ class Ddpg(tf.Module):
             advantage -= value
         return Evaluation(value, advantage, self.space.action(units))
 
+    def _reference(self, batch: Batch, v_tm1: tf.Tensor) -> tf.Tensor:
+        """The V(s) [S, B] that A is to add to."""
+        networks = self.target.networks
+        return v_tm1 if networks is self.online else networks.value(networks.tower(batch.state))
+
     def _actor(self, hidden: tf.Tensor, state_part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Loss [S, K, B], mu in units [S, K, B, N], and A at mu [S, K, B].
 
         The critic is fixed, and `hidden` detached from it: only what is the actors' own receives a gradient.
         """
+        if not self.online.climbs:
+            units = self.actor_heads.units(state_part)
+            q = self.advantage_heads(state_part, units)
+            return tf.zeros_like(q), units, q  # there is nothing to descend
         units = self.actor_heads(hidden)
         inside = tf.stop_gradient(tf.clip_by_value(units, self.space.low, self.space.high))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -161,6 +178,13 @@ class Ddpg(tf.Module):
         direction = self._steer(tape.gradient(q, inside), units, self.space.low, self.space.high)
         return policy_ascent(units, direction), units, q
 
+    def _open(self, active: tf.Tensor) -> None:
+        """Tops of parabolas follow by themselves, as soon as they may."""
+        if self.prior is not None:
+            cost = self.prior.cost()
+            for networks in {id(n): n for n in (self.online, self.target.networks)}.values():
+                networks.actor.heads.open(active, cost)
+
     def _step(self, batch: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as critic_tape, tf.GradientTape() as actor_tape:
             losses = self.losses(batch)
@@ -168,11 +192,21 @@ class Ddpg(tf.Module):
             critic_loss = tf.reduce_sum(of_seed)  # V and A weigh alike; seeds share no weight
             actor_loss = tf.reduce_sum(tf.where(active, losses.actor_loss, 0.0))
         of_heads, of_tower = actor_tape.gradient(actor_loss, (self.actor_variables, self.actor_tower_variables))
-        self.critic_adam.apply(critic_tape.gradient(critic_loss, self.critic_variables))
+        of_critic, of_value = critic_tape.gradient(critic_loss, (self.critic_variables, self.value_variables))
+        self.critic_adam.apply(of_critic)
+        if self.value_adam is not None:
+            self.value_adam.apply(of_value)
         self.actor_adam.apply(of_heads, moving=active)
         self.actor_tower_adam.apply(of_tower, moving=tf.reduce_any(active))
+        self._open(active)
         self.target.follow()
         return losses._asdict()
+
+
+def _value_adam(algorithm: schema.Ddpg, variables: tuple[tf.Variable, ...]) -> Adam | None:
+    """None where V goes at the pace of A, by the same optimiser."""
+    rate = algorithm.value_learning_rate
+    return None if rate is None else Adam(variables, rate, decay=algorithm.weight_decay)
 
 
 def _v_data(algorithm: schema.Ddpg) -> Pages:

@@ -10,6 +10,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.learning.a2c import A2c
 from pipeline.learning.a3c import A3c
 from pipeline.learning.actions import Actor, Served
+from pipeline.learning.actor_critic import ddpg_actor
 from pipeline.learning.ddpg import Ddpg
 from pipeline.learning.dqn import Dqn, greedy_actor
 from pipeline.learning.learner import Learner
@@ -25,7 +26,7 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[type, Kind] = {
-    schema.Ddpg: Kind(Ddpg, Actor),
+    schema.Ddpg: Kind(Ddpg, ddpg_actor),
     schema.Dqn: Kind(Dqn, greedy_actor),
     schema.DoubleDqn: Kind(Dqn, greedy_actor),
     schema.DuelingDqn: Kind(Dqn, greedy_actor),

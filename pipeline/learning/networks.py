@@ -110,10 +110,15 @@ class QuadraticAdvantages(tf.Module):
     def of_state(self, hidden: tf.Tensor) -> tf.Tensor:
         return self.terms(hidden)  # [S, B, H] -> [S, K, B, 1 + 2 N]
 
+    def coefficients(self, state_part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Level [S, K, B, 1], slope and curvature [S, K, B, N]."""
+        level, slope, curvature = tf.split(state_part, self.sizes, axis=-1)
+        return level, slope, curvature
+
     def __call__(self, state_part: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
         """units: the action in baseline-centred units, [S, B, N] or [S, K, B, N]. Returns [S, K, B]."""
         units = for_policies(units)
-        level, slope, curvature = tf.split(state_part, self.sizes, axis=-1)
+        level, slope, curvature = self.coefficients(state_part)
         return tf.squeeze(level, -1) + tf.reduce_sum(units * (slope + 0.5 * curvature * units), axis=-1)
 
 

@@ -22,9 +22,12 @@ class Adam(tf.Module):
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         policies: int | None = None,
+        decay: float = 0.0,
     ):
+        """`decay`: the share of every kernel that an update takes away besides (Loshchilov & Hutter 2019)."""
         super().__init__()
         self._variables, self._per_policy = tuple(variables), policies is not None
+        self._decay, self._kernels = decay, tuple(v for v in variables if decay and "kernel" in v.name)
         self._constants = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         self.first = [slot(v, "first") for v in variables]  # moments
         self.second = [slot(v, "second") for v in variables]
@@ -38,6 +41,8 @@ class Adam(tf.Module):
             self._apply_per_policy(gradients, moving)
         else:
             self._fused(gradients, self.beta1_power, self.beta2_power)
+        for kernel in self._kernels:
+            kernel.assign(kernel * (1 - self._decay))
         self._age(self.beta1_power, self._constants["beta1"], moving)
         self._age(self.beta2_power, self._constants["beta2"], moving)
 

@@ -59,7 +59,7 @@ class Periodic(tf.Module):
 
 
 def _paired(copy: tf.Module, online: tf.Module) -> tuple[tuple[tf.Variable, tf.Variable], ...]:
-    pairs = tuple(zip(copy.variables, online.variables, strict=True))
+    pairs = tuple(zip(copy.trainable_variables, online.trainable_variables, strict=True))
     for old, new in pairs:
         old.assign(new)
     return pairs

@@ -15,7 +15,7 @@ from benchmarks.comparing import paired, table
 from benchmarks.courses import Plan, Point, Pupil, Run, area
 from benchmarks.feeding import CONTROL, Feeds, Page, Scaling, SideBySide, feed_config
 from benchmarks.record import Record, read_record, write_record
-from benchmarks.rows import CATS, DDPG, NOISE, ROWS, Outsider, Row
+from benchmarks.rows import CATS, CLIMBING, DDPG, NOISE, ROWS, Outsider, Row
 from benchmarks.schools import Memory, ReplaySchool, school_of
 from benchmarks.shares import YARDSTICK, BenchmarkError, Judge, over_seeds, read_yardstick, share_of_gap
 from pipeline.config import schema
@@ -31,7 +31,10 @@ WORLD = World()
 USERS = 300
 # Its actor is slow enough to be inside the range at the end, where seeds differ.
 SMALL = structs.replace(
-    DDPG, batch_size=32, actor_after=60, replay=2_000, updates_per_transition=0.05, actor_learning_rate=1e-4
+    DDPG,
+    **CLIMBING
+    | {"batch_size": 32, "actor_after": 60, "replay": 2_000, "updates_per_transition": 0.05}
+    | {"actor_learning_rate": 1e-4, "target": "none", "target_tau": None},
 )
 
 

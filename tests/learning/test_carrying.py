@@ -27,7 +27,14 @@ CHANGES = {
 }
 
 
-@pytest.fixture(params=[{}, {"towers": "separate", "target": "periodic", "target_period": 7}], ids=["default", "odd"])
+SETTINGS = {
+    "default": {},
+    "odd": {"towers": "separate", "target": "periodic", "target_period": 7},
+    "argmax": {"actor": "argmax", "prior_cost": 0.1, "target": "polyak", "value_learning_rate": 0.01},
+}
+
+
+@pytest.fixture(params=list(SETTINGS.values()), ids=list(SETTINGS))
 def config_of(make_config, request) -> Callable[[tuple[str, ...]], FeatureConfig]:
     def config_of(policies: tuple[str, ...]) -> FeatureConfig:
         named = tuple(Policy(name, "learned") for name in policies)
@@ -68,6 +75,7 @@ def slices(learner: Ddpg, policies: tuple[str, ...]) -> Iterator[tuple[str, str,
     by_id = {id(v): 1 for v in (*heads, *adam.first, *adam.second)}
     by_id |= {id(v): 1 for v in _slots_of(learner, learner.advantage_heads.variables)}
     by_id |= {id(adam.beta1_power): 0, id(adam.beta2_power): 0}
+    by_id |= {} if learner.prior is None else {id(learner.prior.updates): 0}
     for number, variable in enumerate(learner.variables):
         axis = by_id.get(id(variable))
         if axis is None:

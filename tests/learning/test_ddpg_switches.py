@@ -111,6 +111,17 @@ def test_whose_pages_v_learns_from(make_config, make_batch, v_data: str, loss: f
     assert float(learner.losses(batch).value_loss[0]) == pytest.approx(loss)
 
 
+@pytest.mark.parametrize("rate", [None, 1e-3])
+def test_v_may_have_a_pace_of_its_own(warm, rate: float | None) -> None:
+    """Adam's first step is the learning rate, whatever the gradient: 0.01 for all that has none of its own."""
+    learner, batch = warm(updates=0, value_learning_rate=rate)
+    before = [part.last.bias.numpy() for part in (learner.value_head, learner.advantage_heads.terms)]
+    learner.step(batch, ALL)
+    after = [part.last.bias.numpy() for part in (learner.value_head, learner.advantage_heads.terms)]
+    moved = [np.abs(new - old).max() for new, old in zip(after, before, strict=True)]
+    np.testing.assert_allclose(moved, [rate or 0.01, 0.01], rtol=1e-3)
+
+
 # towers: separate ------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +160,18 @@ def test_a_target_is_looked_ahead_with_and_trained_by_nothing(warm, target: str)
     for loss in ("value_loss", "advantage_loss", "actor_loss"):
         assert all(g is None for g in gradients(learner, batch, loss)["target"])
     assert learner.evaluate({"dense": batch.state["dense"][0]}).value.numpy().max() < 5  # of what learns
+
+
+def test_a_is_what_is_left_of_q_by_the_targets_v(warm) -> None:
+    """Were it the V of what learns, A would have to follow its every step."""
+    learner, batch = warm(updates=5, target="polyak")
+    online, target = learner.online, learner.target.networks
+    a_tm1 = learner.advantage_heads(learner.advantage_heads.of_state(online.tower(batch.state)), batch.action - 1)
+    ahead = target.ahead(batch.next_state)
+    left = batch.reward + 0.5 * ahead.value - target.value(target.tower(batch.state))
+    expected = 0.5 * (left[:, None] + 0.5 * ahead.advantage - a_tm1) ** 2
+    np.testing.assert_allclose(learner.losses(batch).advantage_loss, tf.reduce_mean(expected, axis=2), rtol=1e-5)
+    assert np.abs(online.value(online.tower(batch.state)) - target.value(target.tower(batch.state))).max() > 1e-3
 
 
 def numbers(module: tf.Module) -> list[np.ndarray]:

@@ -24,6 +24,14 @@ def test_adam_follows_its_formulas() -> None:
     np.testing.assert_allclose(x.numpy(), [by_hand(gradients, 0.1)], rtol=1e-4)
 
 
+def test_decay_takes_its_share_of_kernels_alone() -> None:
+    kernel, bias = tf.Variable([2.0], name="a_kernel"), tf.Variable([2.0], name="a_bias")
+    adam = Adam([kernel, bias], 0.1, decay=0.25)
+    for _ in range(2):
+        adam.apply([tf.constant([0.0]), tf.constant([0.0])])
+    assert (kernel.numpy(), bias.numpy()) == (1.125, 2.0)
+
+
 def test_waiting_does_not_age_the_bias_correction() -> None:
     waited, fresh = tf.Variable([1.0]), tf.Variable([1.0])
     patient, eager = Adam([waited], 0.1), Adam([fresh], 0.1)
