@@ -121,6 +121,9 @@ def _check(site: Site, path: Path, candidate: Candidate) -> None:
         message = f"{path}: expected a model {expected[0]} of config {expected[1][:12]}, found {found}"
         raise CandidateError(message)
     for probe in candidate.probes:
+        if len(set(probe.q)) > 1:
+            message = f"{path}: expected Q alike for all candidates, found {min(probe.q)} to {max(probe.q)}"
+            raise CandidateError(message)
         for action, dimension in zip(probe.action, site.config.action, strict=True):
             if action is None or abs(action - dimension.baseline) > _TOLERANCE * max(1.0, abs(dimension.baseline)):
                 message = f"{path}: expected the constant baseline {dimension.baseline}, found action {action}"

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from pipeline.errors import PageturnError
-from pipeline.records import State
+from pipeline.ranking.updates import Update
+from pipeline.records import Explorer, Item, State
 from pipeline.stores.published import BOOTSTRAP as BOOTSTRAP
 
 RECORD = "candidate.json"
@@ -32,11 +33,17 @@ class CandidateError(PageturnError):
     """A candidate's folder is not usable; says what is missing or wrong, and where."""
 
 
-class Probe(Struct, frozen=True):
-    """A raw state and the action that the exported model gave for it."""
+class Probe(Struct, frozen=True, omit_defaults=True):
+    """A raw state and the action that the exported model gave for it; or a state with candidates, and their Q."""
 
     state: State
-    action: tuple[float | None, ...]  # None: not finite (JSON has no NaN)
+    action: tuple[float | None, ...] = ()  # None: not finite (JSON has no NaN)
+    items: tuple[Item, ...] = ()
+    q: tuple[float | None, ...] = ()  # of the served weights
+
+    @property
+    def answer(self) -> tuple[float | None, ...]:
+        return self.q if self.items else self.action
 
 
 class Candidate(Struct, frozen=True):
@@ -60,6 +67,8 @@ class Candidate(Struct, frozen=True):
     files: dict[str, str] = {}  # sha256 of each file of the model, by its path in there
     seeds: dict[str, float] = {}  # how those trained side by side compared on held-out sessions, when they last were
     seed_spread: float | None = None  # of actions: standard deviation over seeds, mean over probes, in ranges
+    explorers: tuple[Explorer, ...] = ()  # what the model holds beside the served weights, where it ranks items
+    decided: tuple[Update, ...] = ()  # then: what the trainer decided when it made these weights, and by which evidence
     gone_back: int = 0  # of the requests to go back, the number of the last that its trainer had followed
 
 

@@ -160,9 +160,9 @@ def probes(dimensions: Sequence[ActionDimension], candidate: Candidate) -> Check
 
 
 def finite(candidate: Candidate) -> Check:
-    numbers = [*candidate.losses.values(), *(a for probe in candidate.probes for a in probe.action)]
+    numbers = [*candidate.losses.values(), *(a for probe in candidate.probes for a in probe.answer)]
     odd = sum(number is None or not math.isfinite(number) for number in numbers)
-    return at_most("finite", odd, 0, n=len(numbers), note="losses and actions that are not finite")
+    return at_most("finite", odd, 0, n=len(numbers), note="losses and answers to probes that are not finite")
 
 
 def losses(candidate: Candidate, bound: float) -> Check:
@@ -261,7 +261,7 @@ def _not_comparable(name: str, bound: float | None) -> Check:
 
 
 def _actions(candidate: Candidate) -> list[list[float]]:
-    return [[_number(a) for a in probe.action] for probe in candidate.probes]
+    return [[_number(a) for a in probe.answer] for probe in candidate.probes]
 
 
 def _number(value: float | None) -> float:

@@ -34,12 +34,13 @@ from pipeline import durable
 from pipeline.config.schema import Bits, Dense, Feature, FeatureConfig
 from pipeline.config.schema import Sequence as SequenceFeature
 from pipeline.features.encoder import Encoder
+from pipeline.features.inputs import part_of
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.learner import Evaluation, inputs_spec
 from pipeline.learning.learners import actor_of
 from pipeline.learning.networks import Inputs
 from pipeline.learning.training import Probing, Training
-from pipeline.records import FeatureValue, State
+from pipeline.records import FeatureValue, Item, State
 from pipeline.stores.published import BOOTSTRAP, candidate_id
 
 _SIGNATURE = "serving_default"
@@ -71,7 +72,7 @@ class Exporter:
     def __init__(self, config: FeatureConfig, staging: Path) -> None:
         self._config, self._staging = config, staging
         for policy in config.learned_policies():
-            with _explained(staging / policy):
+            with explained(staging / policy):
                 (staging / policy).mkdir(parents=True, exist_ok=True)
         self._model = PolicyModel(config)
 
@@ -88,11 +89,11 @@ class Exporter:
             temporary = final.with_name(f".tmp-{candidate.id}")
             shutil.rmtree(temporary, ignore_errors=True)
             self._model.actor.copy_from(training.learner.actor, training.chosen, k)
-            with _explained(final):
+            with explained(final):
                 self._write(temporary, candidate, training.snapshot, judged.inputs)
                 durable.rename(temporary, final)
                 if progress.ingested:
-                    _clear_away(final, _WAITING)
+                    clear_away(final)
         return tuple(self._folder(candidate) for candidate in candidates)
 
     def _folder(self, candidate: Candidate) -> Path:
@@ -110,7 +111,7 @@ class Exporter:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """TensorFlow reports a full disk with errors of its own."""
     try:
         yield
@@ -120,7 +121,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise CandidateError(message) from error
 
 
-def _clear_away(newest: Path, keep: int) -> None:
+def clear_away(newest: Path) -> None:
     """What killed trainers left half written, and the oldest candidates. A trainer has its staging for itself, but for
     the controller, which may be quicker, and for a bootstrap."""
     beside = [path for path in newest.parent.iterdir() if path != newest and not path.name.endswith(BOOTSTRAP)]
@@ -129,7 +130,7 @@ def _clear_away(newest: Path, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
     with suppress(FileNotFoundError):
         by_age = sorted((path.stat().st_mtime_ns, path) for path in beside if path.name[0].isdigit())
-        for _, path in by_age[: -(keep - 1)]:
+        for _, path in by_age[: -(_WAITING - 1)]:
             durable.remove_folder(path)
 
 
@@ -208,10 +209,16 @@ def neutral_state(config: FeatureConfig) -> State:
     Where features of several kinds read the same source the id or history decides.
     """
     scopes: dict[str, dict[str, FeatureValue]] = {"user": {}, "context": {}, "page": {}}
-    for feature in sorted(config.features, key=lambda f: not isinstance(f, Dense)):
+    for feature in sorted(part_of(config, "state").features, key=lambda f: not isinstance(f, Dense)):
         scope, field = feature.source.split(".", 1)
         scopes[scope][field] = _neutral(feature)
     return State(**scopes)
+
+
+def neutral_item(config: FeatureConfig) -> Item:
+    """The same of a candidate."""
+    features = sorted(part_of(config, "item").features, key=lambda f: not isinstance(f, Dense))
+    return Item("neutral", features={feature.source.split(".", 1)[1]: _neutral(feature) for feature in features})
 
 
 def _neutral(feature: Feature) -> FeatureValue:

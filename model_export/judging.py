@@ -20,8 +20,10 @@ from model_export.checks import (
     moved,
 )
 from model_export.desired import PolicyState
-from model_export.probing import Unreachable, WrongAnswer, ask, encoded, patiently
+from model_export.probing import Unreachable, WrongAnswer, answers, patiently
+from model_export.ranking_checks import every_ranking, moved_pages
 from model_export.site import Site
+from pipeline.config.schema import FeatureConfig
 from pipeline.features.errors import FeatureError, SnapshotError
 from pipeline.features.snapshot import Snapshot
 from pipeline.serving.errors import ServingError, Unavailable
@@ -70,8 +72,13 @@ def _described(blank: Verdict, candidate: Candidate, site: Site) -> Verdict:
         evidence=evidence(candidate),
         last_transition=candidate.last_transition,
         updates=candidate.updates,
-        moved=moved(site.config.action, candidate),
+        moved=_moved(site.config, candidate),
     )
+
+
+def _moved(config: FeatureConfig, candidate: Candidate) -> float | None:
+    ranking = config.ranking
+    return moved(config.action, candidate) if ranking is None else moved_pages(ranking.page_size, candidate)
 
 
 class _ReferenceLost(Exception):
@@ -93,6 +100,8 @@ def _checks(site: Site, policy: PolicyState, source: Path, candidate: Candidate)
     accepted = _reference(site, policy, policy.pointer.stable, candidate)
     same = policy.certified == policy.pointer.stable
     certified = accepted if same else _reference(site, policy, policy.certified, candidate)
+    if site.config.ranking is not None:
+        return (config, *every_ranking(site.config, candidate, snapshot.moments, accepted))
     return (config, *every_version(site.config, candidate, snapshot.moments, accepted, certified))
 
 
@@ -134,16 +143,15 @@ def _answered(site: Site, model: str, version: int, candidate: Candidate, snapsh
     """What the first server that answers says; the version is pinned."""
     if not candidate.probes:
         return []
-    inputs = encoded(site, candidate.probes, snapshot)
 
     def attempt() -> Actions:
         *others, last = site.servers
         for server in others:
             try:
-                return ask(site, server, model, version, inputs)
+                return answers(site, server, model, version, candidate.probes, snapshot)
             except Unavailable:
                 continue
-        return ask(site, last, model, version, inputs)
+        return answers(site, last, model, version, candidate.probes, snapshot)
 
     deadline_ms = site.clock_ms() + site.config.publish.load_timeout
     return patiently(site, f"actions of {model} version {version}", deadline_ms, attempt)

@@ -7,7 +7,7 @@ from typing import Literal
 from model_export.candidate import Candidate
 from model_export.checks import Check, at_most, explain
 from model_export.desired import Pending
-from model_export.probing import Unreachable, WrongAnswer, ask, encoded, largest_error, patiently
+from model_export.probing import Unreachable, WrongAnswer, answers, largest_error, patiently
 from model_export.site import Server, Site
 from pipeline.errors import PageturnError
 from pipeline.features.errors import FeatureError, SnapshotError
@@ -92,13 +92,15 @@ def _probe(site: Site, server: Server, model: str, pending: Pending, candidate: 
     if not candidate.probes:  # only the bootstrap may have none
         return at_most("served_probes", 0.0, PROBE_TOLERANCE, n=0, note=server.target)
     try:
-        inputs = encoded(site, candidate.probes, _snapshot(site, pending.parameters))
-        served = patiently(site, "probing", deadline_ms, lambda: ask(site, server, model, pending.version, inputs))
+        snapshot, version = _snapshot(site, pending.parameters), pending.version
+        served = patiently(
+            site, "probing", deadline_ms, lambda: answers(site, server, model, version, candidate.probes, snapshot)
+        )
     except (FeatureError, SnapshotError) as error:
         raise Refused(str(error), "probe_encoding") from error
     except (ServingError, WrongAnswer) as error:
         raise Refused(str(error), "probe_failed") from error
-    expected = [[float("nan") if a is None else a for a in probe.action] for probe in candidate.probes]
+    expected = [[float("nan") if a is None else a for a in probe.answer] for probe in candidate.probes]
     error_of = largest_error(served, expected)
     check = at_most("served_probes", error_of, PROBE_TOLERANCE, n=len(expected), note=server.target)
     if not check.passed:

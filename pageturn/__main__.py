@@ -184,11 +184,11 @@ def train(
 
     feature_config, stop = load_config(config_path), stop_signal()
     with closing(open_store(store_url)) as store:
-        from model_export.export import Exporter  # after the rest was checked: TensorFlow takes seconds to load
+        from model_export.exporting import exporter_of  # after the rest was checked: TensorFlow takes seconds to load
         from pipeline.learning.trainer import train as run_trainer
 
         vectors = StoredVectors(store, feature_config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=time.monotonic)
-        export = Exporter(feature_config, staging)
+        export = exporter_of(feature_config, staging)
         _LOG.info("following the transitions in %s", log_url)
         metrics = Metrics(TRAINER)
         with exposed(metrics, metrics_address):
@@ -221,7 +221,7 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
     feature_config = load_config(config_path)
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url))) if store_url else None
-        from model_export.export import bootstrap as export_baselines  # TensorFlow, after the rest was checked
+        from model_export.exporting import bootstrap as export_baselines  # TensorFlow, after the rest was checked
 
         export_baselines(feature_config, staging, _now_ms())
         if store is None or models is None:

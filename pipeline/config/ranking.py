@@ -57,23 +57,26 @@ class EvolutionStrategies(_Exploring, frozen=True, tag_field="by", tag="es"):
 class NoMinor(Value, frozen=True, tag_field="by", tag="none"):
     """Major updates only."""
 
+    every: DurationMs = 1_800_000  # how long a major update is tried
+
 
 Minor = Gradient | Dbgd | EvolutionStrategies | NoMinor
 
 
 class Major(Value, frozen=True):
-    """Replay from the served weights on; the result is tried on pages before it takes their place."""
+    """Replay from the served weights on, at the first minor update after `every`; the result is tried on pages before
+    it takes their place."""
 
     every: DurationMs = 3_600_000
     updates: Count = 100
     batch: Count = 64  # pages
     history: DurationMs = 86_400_000  # older pages are not learned from
     start: Literal["served", "scratch"] = "served"
-    # It is interleaved with the served weights for a period, and refused where users' clicks speak against it. Without
-    # a trial it is served as soon as it is ready.
-    trial: DurationMs = 1_800_000
+    # It is interleaved with the served weights until the next minor update, and refused where clicks speak against it;
+    # without a trial it is served at once.
+    trial: bool = True
     min_decisive: Count = 10  # as of dbgd, for the trial
-    confidence: Annotated[float, Meta(ge=0)] = 1.0
+    confidence: NonNegative = 1.0
 
 
 class Ranking(Value, frozen=True):
@@ -95,4 +98,4 @@ class Ranking(Value, frozen=True):
                 noise = 2 * pairs
             case _:
                 noise = 0
-        return noise + (self.major is not None and self.major.trial > 0)
+        return noise + (self.major is not None and self.major.trial)

@@ -89,9 +89,9 @@ def periods(config: FeatureConfig) -> Findings:
     if ranking is None:
         return
     for name, minor in all_read([ranking])[0].minor.items():
-        every = getattr(all_read([minor])[0], "every", None)
-        if every is not None and every < config.publish.every:
-            message = f"must be at least publish.every, {config.publish.every} ms"
+        every, publish = all_read([all_read([minor])[0].every, config.publish.every])
+        if every < publish:
+            message = f"must be at least publish.every, {publish} ms"
             yield Finding(("ranking", "minor", name, "every"), f"{message}; got {every} ms")
     if config.publish.certification is not None:
         message = "is not there for ranking: it needs the density of an action"

@@ -13,6 +13,7 @@ from pipeline.learning.actions import Actor, Served
 from pipeline.learning.actor_critic import ddpg_actor
 from pipeline.learning.ddpg import Ddpg
 from pipeline.learning.dqn import Dqn, greedy_actor
+from pipeline.learning.errors import TrainerError
 from pipeline.learning.learner import Learner
 from pipeline.learning.networks import Draw, drawing
 from pipeline.learning.ppo import Ppo
@@ -38,6 +39,10 @@ KINDS: dict[type, Kind] = {
 
 
 def learner_of(config: FeatureConfig) -> Learner | RolloutLearner:
+    """Raises TrainerError for policies that rank items: `drn/training.py` has their learners."""
+    if type(config.algorithm) not in KINDS:
+        msg = "algorithm: expected a policy whose action is a number, found drn; a log that is replayed initialises it"
+        raise TrainerError(msg)
     return KINDS[type(config.algorithm)].learner(config)
 
 

@@ -45,8 +45,7 @@ def measured(training: Training, time_ms: int) -> dict[str, object]:
         "replay": len(training.feeding),
         "reward_abs_max": progress.reward_abs_max,
         **training.losses,
-        **_of_seeds(training),
-        **_of_weights(training),
+        **({**_of_seeds(training), **_of_weights(training)} if training.config.ranking is None else {}),
         **_ratios(training.losses),
     }
 

@@ -184,8 +184,8 @@ def _windows(x: tf.Tensor, span: int) -> tf.Tensor:
     return tf.concat([padded[:, :, i : i + length] for i in range(span)], axis=-1)
 
 
-class Tower(tf.Module):
-    """State inputs [S, B, ...] -> [S, B, width]: what V, A and mu of all policies read."""
+class Columns(tf.Module):
+    """Model inputs [S, B, ...] -> [S, B, columns]: what a first layer reads, ids and sequences through their tables."""
 
     def __init__(self, config: FeatureConfig, draw: Draw):
         super().__init__()
@@ -205,16 +205,11 @@ class Tower(tf.Module):
             for f in config.features
             if isinstance(f, Sequence)
         }
-        sizes = (len(dense_columns(config)) + sum(_width(f, config) for f in config.features), *config.algorithm.tower)
-        self.width = sizes[-1]
-        self.layers = [Linear(draw, f"tower_{i}", sizes[i], sizes[i + 1]) for i in range(len(sizes) - 1)]
+        self.columns = len(dense_columns(config)) + sum(_width(f, config) for f in config.features)
 
     def __call__(self, inputs: Inputs) -> tf.Tensor:
         dense = [inputs[DENSE]] if self._dense else []
-        x = tf.concat(dense + [self._block(name, inputs) for name in self._features], axis=-1)
-        for layer in self.layers:
-            x = layer(x, tf.nn.relu)
-        return x
+        return tf.concat(dense + [self._block(name, inputs) for name in self._features], axis=-1)
 
     def _block(self, name: str, inputs: Inputs) -> tf.Tensor:
         if name in self._table_of:
@@ -224,6 +219,22 @@ class Tower(tf.Module):
         if name in self.sequences:
             return self.sequences[name](inputs[name], inputs[mask_name(name)])
         return inputs[name]
+
+
+class Tower(Columns):
+    """State inputs [S, B, ...] -> [S, B, width]: what V, A and mu of all policies read."""
+
+    def __init__(self, config: FeatureConfig, draw: Draw):
+        super().__init__(config, draw)
+        sizes = (self.columns, *config.algorithm.tower)
+        self.width = sizes[-1]
+        self.layers = [Linear(draw, f"tower_{i}", sizes[i], sizes[i + 1]) for i in range(len(sizes) - 1)]
+
+    def __call__(self, inputs: Inputs) -> tf.Tensor:
+        x = super().__call__(inputs)
+        for layer in self.layers:
+            x = layer(x, tf.nn.relu)
+        return x
 
 
 def tower_columns(config: FeatureConfig) -> list[tuple[str, int]]:

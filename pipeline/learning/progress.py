@@ -30,12 +30,16 @@ class Progress(Struct, forbid_unknown_fields=True):
     exported: int = 0  # `ingested` at the last candidate
     chosen: int = 0  # of the seeds: whose losses are reported, and which is handed out
     seeds: dict[str, float] = field(default_factory=dict)  # how they compared when they last were, by metric
+    # Of a feed whose policies choose the items:
+    samples: dict[int, int] = field(default_factory=dict)  # next offset by partition
+    heard: int = 0  # samples
+    versions: dict[str, int] = field(default_factory=dict)  # policy -> the weights it was last handed out with
     gone_back: dict[str, int] = field(default_factory=dict)  # policy -> number of the last request to go back, followed
 
     @property
     def read(self) -> int:
-        """Records taken from the log: every one is ingested, a duplicate, or refused with a reason."""
-        return self.ingested + self.duplicates + sum(self.refused.values())
+        """Records taken from the log: every one is ingested, heard, a duplicate, or refused with a reason."""
+        return self.ingested + self.heard + self.duplicates + sum(self.refused.values())
 
     def count(self, transition: Transition) -> None:
         decision = transition.decision
@@ -83,6 +87,7 @@ class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     held_out_offsets: bytes = b""
     policies: tuple[str, ...] = ()  # the learned ones, in the order in which weights are stacked
     features: bytes = b""  # what `described` says of the config
+    ranking: bytes = b""  # where policies stand that choose items
 
 
 class _Described(Struct, frozen=True):

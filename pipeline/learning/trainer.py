@@ -11,25 +11,29 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import tensorflow as tf
+from msgspec import to_builtins
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import exclusive
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder, VectorSource
+from pipeline.features.inputs import part_of
 from pipeline.learning.carrying import carry_over
-from pipeline.learning.checkpoint import Checkpoints
+from pipeline.learning.checkpoint import Checkpoints, Loaded, restore
+from pipeline.learning.drn.training import RankingTraining
 from pipeline.learning.going_back import GoingBack
+from pipeline.learning.merging import MergedReader
 from pipeline.learning.metrics import MetricsFile, measured, show
-from pipeline.learning.progress import Progress, check_identity, decode_saved, former_config, identity
+from pipeline.learning.progress import Progress, Saved, check_identity, decode_saved, former_config, identity
 from pipeline.learning.rereading import reread
 from pipeline.learning.summaries import Summaries
 from pipeline.learning.training import ROUND_SIZE, Training, held_out_origins_of, origins_of
 from pipeline.learning.watching import FeatureWatch
-from pipeline.logs.log import DEAD_LETTERS, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
+from pipeline.logs.log import DEAD_LETTERS, SAMPLES, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.logs.ordered import OrderedReader
 from pipeline.monitoring.catalogue import TRAINER
@@ -37,6 +41,7 @@ from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DeadLetter
 from pipeline.stores.store import KeyValueStore
 
+UPDATES = "updates.jsonl"  # of policies that choose items: what became of each update
 _log = logging.getLogger(__name__)
 
 
@@ -51,12 +56,16 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+AnyTraining = Training | RankingTraining
+Export = Callable[[Any, int], object]  # (what was learned, created_ms)
+
+
 class Job(NamedTuple):
     config: FeatureConfig
     log: EventLog
     work_dir: Path
     vectors: VectorSource | None
-    export: Callable[[Training, int], object] | None  # (what was learned, created_ms)
+    export: Export | None
     until_idle: bool
     stop: threading.Event
     clock_ms: Callable[[], int]
@@ -72,7 +81,7 @@ def train(
     work_dir: Path,
     *,
     vectors: VectorSource | None = None,
-    export: Callable[[Training, int], object] | None = None,
+    export: Export | None = None,
     until_idle: bool = False,
     stop: threading.Event | None = None,
     clock_ms: Callable[[], int] = wall_clock_ms,
@@ -113,14 +122,16 @@ class _Run:
         self._job = job
         self._checkpoints = Checkpoints(job.work_dir / "checkpoints")
         self._metrics = MetricsFile(job.work_dir / "metrics.jsonl")
+        self._updates = MetricsFile(job.work_dir / UPDATES)
         self._summaries = Summaries(job.tensorboard) if job.tensorboard else None
         self._dead_letters: list[DeadLetter] = []
-        self.training = Training(job.config, Encoder(job.config, job.vectors))
-        self.training.seen = FeatureWatch(job.config, job.work_dir, job.metrics).add
+        encoder, kind = Encoder(job.config, job.vectors), Training if job.config.ranking is None else RankingTraining
+        self.training: AnyTraining = kind(job.config, encoder)
+        self.training.seen = FeatureWatch(part_of(job.config, "state"), job.work_dir, job.metrics).add
         self._number = self._resume()
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
         self._exported_ms = job.clock_ms()
-        asking = job.store if job.config.ranking is None else None  # weights that rank items have a way back of their own
+        asking = job.store if job.config.ranking is None else None  # who ranks items does not go back
         self._back = GoingBack(self.training, job.work_dir / "handed_out", asking, job.metrics)
 
     def follow(self) -> None:
@@ -144,19 +155,25 @@ class _Run:
             self._hand_out()
         self._checkpoint()
 
-    def _reader(self) -> OrderedReader | None:
+    def _reader(self) -> OrderedReader | MergedReader | None:
         """None when stopped while the topic was not there yet."""
         job = self._job
         while not job.stop.is_set():
             try:
-                positions = self.training.progress.positions
-                return OrderedReader(job.log, TRANSITIONS, positions, job.clock_ms, job.config.stream.clock_skew)
+                return self._reading()
             except LogError as error:
                 if job.until_idle or self.training.progress.positions:
                     raise
                 _log.warning("waiting for transitions: %s", error)
             job.stop.wait(job.pace.topic_s)
         return None
+
+    def _reading(self) -> OrderedReader | MergedReader:
+        job, progress = self._job, self.training.progress
+        if job.config.ranking is None:
+            return OrderedReader(job.log, TRANSITIONS, progress.positions, job.clock_ms, job.config.stream.clock_skew)
+        positions = {TRANSITIONS: progress.positions, SAMPLES: progress.samples}
+        return MergedReader(job.log, positions, job.clock_ms, job.config.stream.clock_skew)
 
     def _take(self, record: Record) -> None:
         rounds = self.training.rounds
@@ -169,6 +186,8 @@ class _Run:
             if self._summaries is not None:
                 self._summaries.add(line, self.training.progress.ingested)
             show(self.training, record.appended_at_ms, self._job.metrics)
+        for update in self.training.decided():
+            self._updates.append(to_builtins(update))
         behind = self.training.progress.ingested - (self._durable.ingested if self._durable else 0)
         if behind >= self._job.pace.checkpoint_every:
             self._checkpoint()
@@ -188,7 +207,7 @@ class _Run:
     # Candidates ------------------------------------------------------------------------------------------------------
 
     def _news(self) -> int:
-        return self.training.progress.ingested - self.training.progress.exported
+        return self.training.news
 
     def _export_is_due(self) -> bool:
         publish = self._job.config.publish
@@ -205,6 +224,7 @@ class _Run:
             self._job.metrics.count("candidates", len(self._job.config.learned_policies()))
         self.training.progress.exported = self.training.progress.ingested
         self.training.progress.pages.clear()
+        self.training.handed_out()
         self._exported_ms = now
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
@@ -231,15 +251,22 @@ class _Run:
         if loaded is None:
             return 0
         saved = decode_saved(loaded.state, str(loaded.path))
-        former = former_config(saved, self._job.config)
-        check_identity(saved, identity(former, self.training.round_size), str(loaded.path))
-        carry_over(self.training.learner, loaded, self._job.config, former, saved.policies)
-        log = self._job.log
-        held_out = reread(log, held_out_origins_of(saved))
-        lost = self.training.resume(saved, reread(log, origins_of(saved)), held_out)
+        lost = self._resumed(loaded, saved)
         if lost:
             _log.warning(
                 "%d transitions of the replay are no longer in the log, or not readable; going on without", lost
             )
         _log.info("resumed from %s: %d transitions", loaded.path, saved.progress.ingested)
         return loaded.number
+
+    def _resumed(self, loaded: Loaded, saved: Saved) -> int:
+        """Returns how many records of the replay are gone."""
+        config, log, training = self._job.config, self._job.log, self.training
+        if isinstance(training, RankingTraining):
+            check_identity(saved, training.identity, str(loaded.path))
+            restore(training.learner, loaded)
+            return training.resume(saved, reread(log, origins_of(saved)))
+        former = former_config(saved, config)
+        check_identity(saved, identity(former, training.round_size), str(loaded.path))
+        carry_over(training.learner, loaded, config, former, saved.policies)
+        return training.resume(saved, reread(log, origins_of(saved)), reread(log, held_out_origins_of(saved)))

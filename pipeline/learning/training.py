@@ -189,6 +189,18 @@ class Training:
 
     # What others see -------------------------------------------------------------------------------------------------
 
+    @property
+    def news(self) -> int:
+        """Transitions since the last candidate."""
+        return self.progress.ingested - self.progress.exported
+
+    def handed_out(self) -> None:
+        """What there was to hand out has been."""
+
+    def decided(self) -> tuple[()]:
+        """Updates are decided about by the version controller."""
+        return ()
+
     def probing(self) -> Probing:
         """States spread evenly over those seen of late, on pages of the baseline if there were any."""
         covered = bool(self._states[True])

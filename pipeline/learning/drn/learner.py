@@ -6,7 +6,8 @@ with its candidates, ahead of them. With `gamma` 0 it is DN, a network that pred
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from msgspec import Struct
@@ -14,7 +15,7 @@ from msgspec import Struct
 from pipeline.learning.drn.losses import double_q, mean_of_shown
 from pipeline.learning.drn.networks import TwoTowers, Widths
 from pipeline.learning.losses import Regression
-from pipeline.learning.networks import drawing
+from pipeline.learning.networks import Draw, drawing
 from pipeline.learning.optimiser import Adam
 from pipeline.learning.targets import NoTarget, Periodic, Target
 
@@ -31,15 +32,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Pages(NamedTuple):
-    """Closed pages with the next request of each, for every seed its own."""
+    """Closed pages with the next request of each, for every seed its own. Of a config user and items are its inputs by
+    name, with the same first axes."""
 
-    user: tf.Tensor  # [S, B, U]
-    items: tf.Tensor  # [S, B, K, I] what was shown, as it was then
+    user: Any  # [S, B, U]
+    items: Any  # [S, B, K, I] what was shown, as it was then
     shown: tf.Tensor  # [S, B, K] bool; False for padding
     reward: tf.Tensor  # [S, B, K]
     discount: tf.Tensor  # [S, B] 0 or 1, without gamma: 0 where no next request came
-    next_user: tf.Tensor  # [S, B, U] anything finite where the discount is 0, as next_items
-    next_items: tf.Tensor  # [S, B, N, I]
+    next_user: Any  # [S, B, U] anything finite where the discount is 0, as next_items
+    next_items: Any  # [S, B, N, I]
     next_exists: tf.Tensor  # [S, B, N] bool; False for padding
 
 
@@ -52,19 +54,29 @@ class Report(NamedTuple):
     target_mean: tf.Tensor
 
 
+class Kind(NamedTuple):
+    """Of the network: how a fresh one is made, and what pages are like to it."""
+
+    network: Callable[[Draw], Any]
+    spec: Callable[[int], Pages]  # of so many seeds
+
+
 class Drn(tf.Module):
-    def __init__(self, widths: Widths, settings: Settings) -> None:
+    def __init__(self, kind: Kind | Widths, settings: Settings) -> None:
+        """`Widths`: of columns that are there already."""
         super().__init__(name="drn")
         self.settings = settings
+        if isinstance(kind, Widths):
+            kind = of_columns(kind, settings.hidden)
 
-        def network() -> TwoTowers:
-            return TwoTowers(drawing(settings.seeds), widths, settings.hidden)
+        def network() -> Any:
+            return kind.network(drawing(settings.seeds))
 
         self.online = network()
         period = settings.target_period
         self.target: Target = Periodic(self.online, network(), period) if period else NoTarget(self.online)
         self.adam = Adam(self.online.trainable_variables, settings.learning_rate)
-        spec = pages_spec(widths, len(settings.seeds))
+        spec = kind.spec(len(settings.seeds))
         several = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape], x.dtype), spec)
         self.step = tf.function(self._step, input_signature=(spec,), autograph=False)
         self.steps = tf.function(self._steps, input_signature=(several,), autograph=False)
@@ -102,6 +114,10 @@ class Drn(tf.Module):
         """Updates one after another, [n, S, B, ...]: what n calls of `step` do and return, as [n, S]."""
         spec = dict.fromkeys(Report._fields, tf.TensorSpec([len(self.settings.seeds)], tf.float32))
         return tf.map_fn(self._step, batches, fn_output_signature=spec, parallel_iterations=1)
+
+
+def of_columns(widths: Widths, hidden: tuple[int, ...]) -> Kind:
+    return Kind(lambda draw: TwoTowers(draw, widths, hidden), lambda seeds: pages_spec(widths, seeds))
 
 
 def pages_spec(widths: Widths, seeds: int) -> Pages:
