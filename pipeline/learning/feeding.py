@@ -6,7 +6,9 @@ from where `held` says they came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -70,13 +72,23 @@ class ReplayFeeding:
         owed = int(progress.owed)
         progress.owed -= owed
         history: list[Losses] = []
-        for start in range(0, owed, _UPDATES_AT_ONCE):
-            count = min(_UPDATES_AT_ONCE, owed - start)
-            losses = learner.steps(self._batches(count, snapshot, progress.updates), active)
+        for batches in self._drawn(owed, snapshot, progress.updates):
+            losses, count = learner.steps(batches, active), len(batches.reward)
             progress.updates += count
             columns = {name: x.numpy() for name, x in losses.items()}
             history += [{name: x[i] for name, x in columns.items()} for i in range(count)]
         return history
+
+    def _drawn(self, owed: int, snapshot: Snapshot, number: int) -> Iterator[Batch]:
+        """For one call after another. The next one's are drawn and encoded beside the learner, on another core."""
+        with ThreadPoolExecutor(1) as beside:
+            coming: deque[Future[Batch]] = deque()
+            for done in range(0, owed, _UPDATES_AT_ONCE):
+                count = min(_UPDATES_AT_ONCE, owed - done)
+                coming.append(beside.submit(self._batches, count, snapshot, number + done))
+                if len(coming) > 1:
+                    yield coming.popleft().result()
+            yield from (call.result() for call in coming)
 
     def _batches(self, count: int, snapshot: Snapshot, number: int) -> Batch:
         """[count, S, B, ...]: for every seed rows of its own, those that it would learn from if it were alone."""

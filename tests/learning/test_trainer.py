@@ -21,7 +21,7 @@ from pipeline.features.encoder import Encoder
 from pipeline.learning.checkpoint import Checkpoints
 from pipeline.learning.errors import CheckpointError
 from pipeline.learning.progress import Progress, decode_saved
-from pipeline.learning.replay import Replay, Sampled
+from pipeline.learning.replay import Replay
 from pipeline.learning.trainer import Pace, train
 from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
@@ -134,13 +134,13 @@ def test_stopping_and_resuming_changes_nothing(config, make_config, write, tmp_p
 def test_no_two_updates_draw_alike(config, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that began anew in each round would choose the same places of the replay for ever."""
     draws: list[bytes] = []
-    sample = Replay.sample
+    draw = Replay.draw
 
-    def spied(self: Replay, rng: np.random.Generator, n: int) -> Sampled:
+    def spied(self: Replay, rng: np.random.Generator, n: int) -> np.ndarray:
         draws.append(copy.deepcopy(rng).bytes(16))
-        return sample(self, rng, n)
+        return draw(self, rng, n)
 
-    monkeypatch.setattr(Replay, "sample", spied)
+    monkeypatch.setattr(Replay, "draw", spied)
     run(config, write(), tmp_path / "work")
     assert len(set(draws)) == len(draws) == 4
 
