@@ -18,7 +18,6 @@ from model_export.candidate import (
     WARM_UP,
     Candidate,
     Probe,
-    candidate_id,
     encode_candidate,
     file_digests,
 )
@@ -29,6 +28,7 @@ from pipeline.features.candidates import item_inputs
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.drn.served import ServedRankers
 from pipeline.learning.drn.training import RankingTraining
+from pipeline.stores.published import candidate_id
 
 _log = logging.getLogger(__name__)
 
