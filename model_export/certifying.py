@@ -1,8 +1,8 @@
 """The second tier at work: follows the transitions, and draws from the evidence of an epoch what follows from it.
 
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
-ended       the bucket goes back to the last certified version, publishing is frozen until an operator has looked (the
-            trainer would publish the same again), and a new epoch begins
+ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
+            operator has looked, and a new epoch begins
 
 Every conclusion is a verdict, on the candidate "epoch-<number>", with all numbers; how things stand meanwhile is in
 <models>/evidence.json. All of it can be made again from the log: a controller that takes over reads it anew.
@@ -21,17 +21,17 @@ from msgspec.structs import replace
 
 from model_export.checks import Verdict
 from model_export.desired import DesiredState, PolicyState, follow
-from model_export.evaluation.evidence import Epoch, Evidence, Plan, evidence
-from model_export.evaluation.units import SeenPage, Unit, Units, Window
+from model_export.evaluation.evidence import Epoch, Evidence, Interval, Plan, budgets, evidence
+from model_export.evaluation.units import SeenPage, SeenSample, Unit, Units, Window
 from model_export.publisher import record
+from model_export.sending_back import send_back
 from model_export.site import Site
 from model_export.verdicts import Judged, VerdictLog
 from pipeline import durable
 from pipeline.config.schema import Certification
 from pipeline.events import EventError, decode
-from pipeline.logs.log import TRANSITIONS, EventLog, LogError, Record, has_topic
+from pipeline.logs.log import SAMPLES, TRANSITIONS, EventLog, LogError, Record, has_topic
 from pipeline.logs.ordered import OrderedReader
-from pipeline.stores.published import Pointer, change_pointer
 
 EVIDENCE = "evidence.json"
 _READ = 2_000  # records between two looks at the candidates
@@ -46,6 +46,8 @@ class _Case(Struct):
     epoch: Epoch
     units: Units
     settled: list[Unit]
+    rated: dict[str, Units]  # by rate: users who click, pages that are shown
+    settled_rated: dict[str, list[Unit]]
     looked: int = -1  # how many had settled at the last look
     found: Evidence | None = None
 
@@ -61,7 +63,8 @@ class Certifier:
 
     def __init__(self, site: Site, log: EventLog, rules: Certification) -> None:
         self._site, self._log, self._rules = site, log, rules
-        self._reader: OrderedReader | None = None
+        self._topics = (TRANSITIONS, SAMPLES) if budgets(rules) else (TRANSITIONS,)
+        self._readers: dict[str, OrderedReader] = {}
         self._cases: dict[str, _Case] = {}
         self._read_ms = 0  # when records were last read
 
@@ -70,19 +73,20 @@ class Certifier:
         state = self._begun(verdicts, state)
         self._open(state)
         try:
-            records = self._read()
+            read = {topic: self._read(topic) for topic in self._topics}
         except LogError as error:
             _LOG.warning("evidence: %s; reading the transitions again from their start", error)
             self._forget()
             return Looked(state, False, ())
-        for each in records:
-            self._take(each)
+        for topic, records in read.items():
+            for each in records:
+                self._take(topic, each)
         drawn = []
         for policy in state.policies:
             if policy in self._cases and state.policies[policy].pending is None:
                 state, verdict = self._conclude(verdicts, state, policy)
                 drawn += [verdict] if verdict else []
-        return Looked(state, bool(records), tuple(drawn))
+        return Looked(state, any(read.values()), tuple(drawn))
 
     def _begun(self, verdicts: VerdictLog, state: DesiredState) -> DesiredState:
         """Every policy that has its first version has an epoch, which begins now where it has none. It is the first,
@@ -103,30 +107,36 @@ class Certifier:
                 self._cases[name] = self._case(name, epoch)
 
     def _forget(self) -> None:
-        self._reader, self._cases, self._read_ms = None, {}, 0
+        self._readers, self._cases, self._read_ms = {}, {}, 0
 
     def _case(self, policy: str, epoch: Epoch) -> _Case:
         plan = Plan.of(self._site.config, policy, self._rules)
         window = Window.of(self._site.config, epoch.started_ms, self._rules.horizon, plan.ours | plan.theirs)
-        return _Case(plan, epoch, Units(window), [])
+        rates = budgets(self._rules)
+        return _Case(plan, epoch, Units(window), [], {r: Units(window) for r in rates}, {r: [] for r in rates})
 
-    def _read(self) -> list[Record]:
-        if self._reader is None:
-            if not has_topic(self._log, TRANSITIONS):
+    def _read(self, topic: str) -> list[Record]:
+        if topic not in self._readers:
+            if not has_topic(self._log, topic):
                 return []
             skew_ms = self._site.config.stream.clock_skew
-            self._reader = OrderedReader(self._log, TRANSITIONS, None, self._site.clock_ms, skew_ms)
+            self._readers[topic] = OrderedReader(self._log, topic, None, self._site.clock_ms, skew_ms)
         self._read_ms = self._site.clock_ms()
-        return self._reader.poll(_READ)
+        return self._readers[topic].poll(_READ)
 
-    def _take(self, each: Record) -> None:
+    def _take(self, topic: str, each: Record) -> None:
         try:
-            page = decode(each.payload, SeenPage)
+            page = decode(each.payload, SeenPage if topic == TRANSITIONS else SeenSample)
         except EventError as error:
-            _LOG.warning("evidence: partition %d, offset %d: %s; left out", each.partition, each.offset, error)
+            where = f"{topic}, partition {each.partition}, offset {each.offset}"
+            _LOG.warning("evidence: %s: %s; left out", where, error)
             return
         for case in self._cases.values():
-            case.units.take(each.partition, page)
+            if isinstance(page, SeenPage):
+                case.units.take(each.partition, page)
+                continue
+            for rate, units in case.rated.items():
+                units.take(each.partition, page.rated(rate))
 
     def _conclude(self, verdicts: VerdictLog, state: DesiredState, policy: str) -> tuple[DesiredState, Verdict | None]:
         """The verdict first, so that a crash after it does what it says and does not judge again."""
@@ -141,36 +151,26 @@ class Certifier:
         self._site.on_step(policy, "concluded")
         changed = _certified(state.policies[policy], judged)
         if judged.outcome == "ended":
-            changed = replace(changed, pointer=self._sent_back(policy, changed))
+            # Where that is what serves, its exploration is what costs: nothing else is left to take back but the policy
+            # itself, which is for an operator to decide.
+            assert changed.certified is not None  # since the first version
+            changed = replace(changed, pointer=send_back(self._site, policy, changed.certified))
         changed = replace(changed, epoch=Epoch(case.epoch.number + 1, self._site.clock_ms()))
         return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
 
     def _evidence(self, case: _Case) -> Evidence | None:
         """None where too little has settled since the last look for another."""
         case.settled += case.units.settle()
-        if len(case.settled) <= case.looked * (1 + _SHARE):
+        for rate, units in case.rated.items():
+            case.settled_rated[rate] += units.settle()
+        settled = len(case.settled) + sum(map(len, case.settled_rated.values()))
+        if settled <= case.looked * (1 + _SHARE):
             return None
-        case.looked = len(case.settled)
-        case.found = evidence(case.plan, case.epoch, case.settled, case.units.late)
+        case.looked = settled
+        case.found = evidence(case.plan, case.epoch, case.settled, case.units.late, case.settled_rated)
         standing = {name: each.found for name, each in self._cases.items() if each.found is not None}
         durable.write(self._site.models / EVIDENCE, msgspec.json.format(msgspec.json.encode(standing), indent=1))
         return case.found
-
-    def _sent_back(self, policy: str, state: PolicyState) -> Pointer:
-        """To the certified version, frozen. Where that is what serves, its exploration is what costs: nothing else is
-        left to take back but the policy itself, which is for an operator to decide."""
-
-        def back(now: Pointer) -> Pointer:
-            if now.fence > self._site.lease.token:
-                self._site.lease.lost()
-            previous = now.previous if now.stable == state.certified else now.stable
-            fence = self._site.lease.token
-            return replace(
-                now, stable=state.certified, previous=previous, canary=None, share=0.0, frozen=True, fence=fence
-            )
-
-        self._site.lease.check()
-        return change_pointer(self._site.store, self._site.prefix, policy, back)[1]
 
 
 def read_evidence(models: Path) -> dict[str, Evidence]:
@@ -202,10 +202,15 @@ def _verdict(policy: str, state: PolicyState, found: Evidence) -> Verdict:
 
 
 def _told(found: Evidence) -> str:
-    difference = found.difference
-    bounds = f"{difference.mean:+.4g} [{difference.low:+.4g}, {difference.high:+.4g}]"
     units = f"{found.policy.units} units of the policy, {found.baseline.units} of the baseline"
-    return f"reward per unit against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}"
+    rate = next((rate for rate in found.rates if rate.name == found.reason), None)
+    what = "reward per unit" if rate is None else f"{rate.name} of {rate.policy:.4g}"
+    bounds = _bounds(found.difference if rate is None else rate.difference)
+    return f"{what} against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}"
+
+
+def _bounds(difference: Interval) -> str:
+    return f"{difference.mean:+.4g} [{difference.low:+.4g}, {difference.high:+.4g}]"
 
 
 def _certified(state: PolicyState, judged: Judged) -> PolicyState:

@@ -19,8 +19,8 @@ from pipeline.config.schema import ActionDimension, Dense, Feature, FeatureConfi
 from pipeline.features.moments import Moments
 
 Actions = Sequence[Sequence[float]]  # [n probes][n dimensions]
-Tier = Literal["bootstrap", "every_version", "bucket"]
-Outcome = Literal["accepted", "refused", "kept", "superseded", "certified", "ended"]
+Tier = Literal["bootstrap", "every_version", "live", "bucket"]
+Outcome = Literal["accepted", "refused", "kept", "superseded", "sent_back", "certified", "ended"]
 Evidence = Literal["no_baseline_yet", "not_enough_evidence"]
 
 _INSIDE = 1e-5  # of the range: rounding of float32 at a bound
@@ -53,6 +53,7 @@ class Verdict(Struct, frozen=True):
 
     kept: nothing wrong with the candidate, but the version in use stays (frozen by an operator, servers out of reach).
     superseded: a newer candidate was there before this one was looked at.
+    sent_back: it was served, and left its bounds; see `model_export/live.py`.
     certified, ended: of an epoch of the policy's buckets, in the tier "bucket"; see `model_export/certifying.py`.
     """
 

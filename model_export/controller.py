@@ -20,8 +20,10 @@ from model_export.desired import DesiredState
 from model_export.housekeeping import tidy
 from model_export.judging import judge
 from model_export.lease import Lease, LeaseLost
+from model_export.live import LiveWatch
 from model_export.publisher import publish, record, resume
 from model_export.recovery import highest_fence, keep_in_step, take_over
+from model_export.showing import begin, show
 from model_export.site import Server, Site, Stopping, VolumeError
 from model_export.switches import set_off as set_off
 from model_export.verdicts import VerdictLog
@@ -51,14 +53,14 @@ class Summary(Struct):
     kept: dict[str, int] = field(default_factory=dict)  # by reason
     superseded: int = 0
     evidence: dict[str, int] = field(default_factory=dict)  # by state of the second tier
-    concluded: dict[str, int] = field(default_factory=dict)  # epochs of the second tier, by outcome
+    concluded: dict[str, int] = field(default_factory=dict)  # by outcome: epochs of the second tier, versions sent back
 
     def count(self, verdict: Verdict) -> None:
         if verdict.outcome == "accepted":
             self.accepted += 1
         elif verdict.outcome == "superseded":
             self.superseded += 1
-        elif verdict.tier == "bucket":
+        elif verdict.tier in ("bucket", "live"):
             self.concluded[verdict.outcome] = self.concluded.get(verdict.outcome, 0) + 1
         else:
             reasons = self.refused if verdict.outcome == "refused" else self.kept
@@ -123,6 +125,7 @@ def run_controller(
         log=log,
     )
     summary = Summary()
+    begin(site.metrics, config.learned_policies())
     try:
         _terms(site, staging, summary, until_idle)
     except Stopping:
@@ -166,12 +169,17 @@ def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None
     site.metrics.gauge("holds_lease", 1)
     verdicts = VerdictLog(site.models, site.store, site.prefix)
     state, certifier = take_over(site, verdicts), _certifier(site)
-    looked_s, clock = time.monotonic(), ClockWatch(site)
+    guard = site.config.publish.guard
+    looked_s, clock, live = time.monotonic(), ClockWatch(site), LiveWatch(site, guard) if guard else None
     while True:
         clock.look()
         thorough = time.monotonic() - looked_s >= _THOROUGH_EVERY_S
         if thorough:
             looked_s = time.monotonic()
+        if live is not None:
+            state, drawn = live.look(verdicts, state)
+            for verdict in drawn:
+                _count(site, summary, verdict)
         state, busy = _round(site, verdicts, state, staging, summary, thorough=thorough)
         if certifier is not None:
             looked = certifier.look(verdicts, state)
@@ -213,22 +221,13 @@ def _round(
         for step in (_finish, _supersede, _consider):
             state, verdict_count = step(site, verdicts, state, policy, staging, summary)
             judged = judged or verdict_count > 0
-    _show(site, state)
+    show(site.metrics, state)
     return tidy(site, verdicts, state, staging), judged
 
 
 def _count(site: Site, summary: Summary, verdict: Verdict) -> None:
     summary.count(verdict)
     site.metrics.count("verdicts", policy=verdict.policy, outcome=verdict.outcome, reason=verdict.reason)
-
-
-def _show(site: Site, state: DesiredState) -> None:
-    for name, policy in state.policies.items():
-        stable = policy.pointer.stable
-        for loaded in policy.loaded:
-            if stable is not None and loaded.version == stable.version:
-                site.metrics.gauge("served_version", loaded.version, policy=name)
-                site.metrics.gauge("served_since_timestamp_seconds", loaded.since_ms / 1000, policy=name)
 
 
 def _finish(

@@ -21,6 +21,7 @@ from pageturn.backfilling import Past, check_past, fill, past_options
 from pageturn.deadletters import deadletters
 from pageturn.embeddings import embeddings
 from pageturn.forgetting import forget
+from pageturn.judged import verdict, versions
 from pageturn.local import demo, down, replay, report, simulate, up
 from pageturn.monitor import monitor
 from pageturn.on_flink import Engine, check_engine, engine_options, follow
@@ -373,6 +374,8 @@ for command in (
     forget,
     embeddings,
     switch,
+    versions,
+    verdict,
     monitor,
     power,
 ):

@@ -14,6 +14,7 @@ import click
 
 from pageturn.options import options, stop_signal
 from pageturn.user_clicks import UserClicks
+from pageturn.waiting_clicks import WaitingClicks
 from pipeline.events import EventError, decode
 from pipeline.logs.log import (
     DEAD_LETTERS,
@@ -40,6 +41,13 @@ _PAUSE_S = 0.5  # between two looks at a log that has nothing new
 _LOG = logging.getLogger(__name__)
 
 
+class Memory:
+    """What has to be known of earlier records."""
+
+    def __init__(self) -> None:
+        self.users, self.clicks = UserClicks(), WaitingClicks()
+
+
 @click.command()
 @options("log")
 @click.option("--metrics", "metrics_address", required=True, help="HOST:PORT for Prometheus.")
@@ -56,8 +64,8 @@ def monitor(log_url: str, metrics_address: str) -> None:
 
 def watch(log: EventLog, metrics: Metrics, stop: threading.Event) -> None:
     """Until stopped. Topics may come later, records may be deleted, and a log out of reach is waited for."""
-    users = UserClicks()
-    readers = [_Topic(topic, log, metrics, users) for topic in (EVENTS, *OUTPUTS)]
+    memory = Memory()
+    readers = [_Topic(topic, log, metrics, memory) for topic in (EVENTS, *OUTPUTS)]
     while not stop.is_set():
         try:
             busy = [reader.advance() for reader in readers]
@@ -71,8 +79,8 @@ def watch(log: EventLog, metrics: Metrics, stop: threading.Event) -> None:
 class _Topic:
     """One topic, from its end at the first look on."""
 
-    def __init__(self, topic: str, log: EventLog, metrics: Metrics, users: UserClicks) -> None:
-        self._topic, self._log, self._metrics, self._users = topic, log, metrics, users
+    def __init__(self, topic: str, log: EventLog, metrics: Metrics, memory: Memory) -> None:
+        self._topic, self._log, self._metrics, self._memory = topic, log, metrics, memory
         self._positions: dict[int, int] | None = None
 
     def advance(self) -> bool:
@@ -98,17 +106,17 @@ class _Topic:
         self._metrics.count("records", topic=self._topic)
         self._metrics.gauge("last_record_timestamp_seconds", record.appended_at_ms / 1000, topic=self._topic)
         try:
-            count_record(self._topic, record, self._metrics, self._users)
+            count_record(self._topic, record, self._metrics, self._memory)
         except EventError as error:  # it was counted; the reader that needs it says what is wrong
             _LOG.warning("%s/%d:%d: %s", self._topic, record.partition, record.offset, error)
 
 
-def count_record(topic: str, record: Record, metrics: Metrics, users: UserClicks) -> None:
+def count_record(topic: str, record: Record, metrics: Metrics, memory: Memory) -> None:
     """What a record says beyond its being there. Raises EventError where it is not what its topic holds."""
     if topic == SAMPLES:
-        _page(decode(record.payload, Page), metrics, users)
+        _page(decode(record.payload, Page), metrics, memory)
     elif topic == TRANSITIONS:
-        _transition(decode(record.payload, Transition), record, metrics)
+        _transition(decode(record.payload, Transition), record, metrics, memory)
     elif topic == EPISODES:
         _visit(decode(record.payload, Episode), metrics)
     elif topic in (LATE, ORPHANS, DUPLICATES):
@@ -118,7 +126,7 @@ def count_record(topic: str, record: Record, metrics: Metrics, users: UserClicks
         metrics.count("dead_letters", reason=decode(record.payload, DeadLetter).reason)
 
 
-def _page(page: Page, metrics: Metrics, users: UserClicks) -> None:
+def _page(page: Page, metrics: Metrics, memory: Memory) -> None:
     decision = page.impression.decision
     bucket = decision.bucket
     metrics.count("pages", bucket=bucket, decided_by=decision.decided_by.value)
@@ -126,20 +134,23 @@ def _page(page: Page, metrics: Metrics, users: UserClicks) -> None:
     clicked = any(labels.clicks for labels in page.labels)
     metrics.count("pages_with_click", clicked, bucket=bucket)
     if page.shown:
-        for name, share in users.add(page.impression.time_ms, bucket, page.impression.user_id, clicked):
+        for name, share in memory.users.add(page.impression.time_ms, bucket, page.impression.user_id, clicked):
             metrics.gauge("user_click_rate", share, bucket=name)
     metrics.count("clicks", sum(labels.clicks for labels in page.labels), bucket=bucket)
     metrics.count("orders", sum(labels.orders for labels in page.labels), bucket=bucket)
     metrics.count("order_value", max(sum(labels.order_value for labels in page.labels), 0), bucket=bucket)
+    memory.clicks.closed(page.id, tuple(f.time_ms for f in page.feedback if f.kind is FeedbackKind.CLICK))
     dwelt = sum(each.value for each in page.feedback if each.kind is FeedbackKind.DWELL)
     metrics.count("dwell_seconds", max(dwelt, 0), bucket=bucket)
 
 
-def _transition(transition: Transition, record: Record, metrics: Metrics) -> None:
+def _transition(transition: Transition, record: Record, metrics: Metrics, memory: Memory) -> None:
     whose = _whose(transition.decision)
     metrics.count("transitions", **whose)
     metrics.add("reward", transition.reward, **whose)
     metrics.observe("join_seconds", (record.appended_at_ms - transition.time_ms) / 1000)
+    for clicked_ms in memory.clicks.arrived(transition.request_id):
+        metrics.observe("click_to_transition_seconds", (record.appended_at_ms - clicked_ms) / 1000)
 
 
 def _visit(episode: Episode, metrics: Metrics) -> None:

@@ -7,15 +7,16 @@ few, or the comparison is not of the policy. (Off-policy evaluation leaves their
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from model_export.evaluation.contrast import Terms, bounds, mismatch, observe
 from model_export.evaluation.sequences import Array, Sums, alpha_of_epoch
-from model_export.evaluation.units import Unit
+from model_export.evaluation.units import CLICKS, EXPOSURE, Unit, rate_of
 from pipeline.config.schema import Certification, FeatureConfig
 
 Conclusion = Literal["certified", "ended", "not_enough"]
@@ -43,12 +44,22 @@ class Interval(Struct, frozen=True):
     high: float | None
 
 
+class Rate(Struct, frozen=True):
+    """Of units that click (clicks), or of a unit's pages that are shown (exposure)."""
+
+    name: str
+    policy: float | None  # mean over units; None of no units
+    baseline: float | None
+    difference: Interval  # lift 0
+    budget: Interval  # ended when this is below zero, too
+
+
 class Evidence(Struct, frozen=True):
     conclusion: Conclusion
     reason: str  # what decided, or what is missing
     epoch: int
     started_ms: int
-    alpha: float  # that this epoch may spend
+    alpha: float  # that the reward, and each of the rates, may spend in this epoch
     policy: Side
     baseline: Side
     difference: Interval  # lift 0
@@ -56,6 +67,7 @@ class Evidence(Struct, frozen=True):
     budget: Interval  # ended when this is below zero, too
     mismatch: float  # log of the evidence that the buckets are not filled as hashed
     late: int  # pages that came too late to count
+    rates: tuple[Rate, ...] = ()
 
 
 class Epoch(Struct, frozen=True, omit_defaults=True):
@@ -82,17 +94,29 @@ class Plan(Struct, frozen=True):
         return cls(rules, frozenset(x.name for x in ours), frozenset(x.name for x in theirs), a / (a + b))
 
 
-def evidence(plan: Plan, epoch: Epoch, units: Sequence[Unit], late: int = 0) -> Evidence:
-    """Of all units that have settled since the epoch began, in the order in which they did."""
-    rules, alpha = plan.rules, alpha_of_epoch(plan.rules.alpha, epoch.number)
+def budgets(rules: Certification) -> dict[str, float]:
+    """Of the rates that are judged beside the reward."""
+    asked = {CLICKS: rules.click_budget, EXPOSURE: rules.exposure_budget}
+    return {name: budget for name, budget in asked.items() if budget is not None}
+
+
+def evidence(
+    plan: Plan, epoch: Epoch, units: Sequence[Unit], late: int = 0, rated: Mapping[str, Sequence[Unit]] | None = None
+) -> Evidence:
+    """Of all units that have settled since the epoch began, in the order in which they did. `rated`: the same for each
+    of the plan's rates."""
+    rules, judged = plan.rules, budgets(plan.rules)
+    alpha = alpha_of_epoch(rules.alpha, epoch.number) / (1 + len(judged))
     rewards = np.array([unit.reward for unit in units], np.float64)
-    treated = np.array([unit.bucket in plan.ours for unit in units], np.bool_)
+    treated = _treated(plan, units)
     difference, gain, budget = (
-        _interval(plan, lift, rewards, treated, alpha) for lift in (0.0, rules.certify_above, -rules.budget)
+        _interval(plan.share, rules.unit_reward, lift, rewards, treated, alpha)
+        for lift in (0.0, rules.certify_above, -rules.budget)
     )
+    rates = tuple(_rate(plan, name, each, (rated or {}).get(name, ()), alpha) for name, each in judged.items())
     ours, theirs = (_side(rules, [u for u in units if (u.bucket in plan.ours) is side]) for side in (True, False))
     odd = mismatch(plan.share, ours.units, theirs.units)
-    conclusion, reason = _concluded(rules, ours, theirs, (difference, gain, budget), odd, late)
+    conclusion, reason = _concluded(rules, ours, theirs, (difference, gain, budget), rates, odd, late)
     return Evidence(
         conclusion=conclusion,
         reason=reason,
@@ -106,11 +130,29 @@ def evidence(plan: Plan, epoch: Epoch, units: Sequence[Unit], late: int = 0) -> 
         budget=budget,
         mismatch=odd,
         late=late,
+        rates=rates,
     )
 
 
+def _rate(plan: Plan, name: str, budget: float, units: Sequence[Unit], alpha: float) -> Rate:
+    values, treated = np.array([rate_of(name, unit) for unit in units], np.float64), _treated(plan, units)
+    difference, cost = (_interval(plan.share, (0.0, 1.0), lift, values, treated, alpha) for lift in (0.0, -budget))
+    ours, theirs = (float(side.mean()) if len(side) else None for side in (values[treated], values[~treated]))
+    return Rate(name, ours, theirs, difference, cost)
+
+
+def _treated(plan: Plan, units: Sequence[Unit]) -> NDArray[np.bool_]:
+    return np.array([unit.bucket in plan.ours for unit in units], np.bool_)
+
+
 def _concluded(
-    rules: Certification, ours: Side, theirs: Side, found: tuple[Interval, Interval, Interval], odd: float, late: int
+    rules: Certification,
+    ours: Side,
+    theirs: Side,
+    found: tuple[Interval, Interval, Interval],
+    rates: Sequence[Rate],
+    odd: float,
+    late: int,
 ) -> tuple[Conclusion, str]:
     """A lift of a baseline that earns nothing or less means nothing: hence the difference must say so in any case.
 
@@ -119,6 +161,9 @@ def _concluded(
     difference, gain, budget = found
     if _below(difference) and _below(budget):
         return "ended", "worse"
+    fallen = next((rate.name for rate in rates if _below(rate.difference) and _below(rate.budget)), None)
+    if fallen is not None:
+        return "ended", fallen
     if ours.units == 0 or theirs.units == 0:
         return "not_enough", "no_units"
     if odd > _MISMATCH:
@@ -140,10 +185,12 @@ def _below(interval: Interval) -> bool:
     return interval.high is not None and interval.high < 0
 
 
-def _interval(plan: Plan, lift: float, rewards: Array, treated: np.ndarray, alpha: float) -> Interval:
+def _interval(
+    share: float, bounded: tuple[float, float], lift: float, rewards: Array, treated: NDArray[np.bool_], alpha: float
+) -> Interval:
     if not len(rewards):
         return Interval(lift, None, None, None)
-    terms = Terms(plan.share, *plan.rules.unit_reward, lift)
+    terms = Terms(share, *bounded, lift)
     seen = observe(terms, rewards, treated)
     sums = Sums(*(np.asarray(part) for part in (float(len(rewards)), seen.x.sum(), np.square(seen.x - seen.p).sum())))
     low, high = bounds(terms, sums, alpha)

@@ -17,6 +17,8 @@ from msgspec import Struct
 from pipeline.config.schema import FeatureConfig
 from pipeline.records import DecidedBy, Ending
 
+CLICKS, EXPOSURE = "clicks", "exposure"
+
 
 class SeenDecision(Struct, frozen=True, gc=False):
     decided_by: DecidedBy
@@ -35,6 +37,34 @@ class SeenPage(Struct, frozen=True, gc=False):
     ending: Ending | None = None
 
 
+class SeenImpression(Struct, frozen=True, gc=False):
+    request_id: str
+    user_id: str
+    session_id: str
+    time_ms: int
+    decision: SeenDecision
+
+
+class SeenLabels(Struct, frozen=True, gc=False):
+    clicks: int = 0
+
+
+class SeenSample(Struct, frozen=True, gc=False):
+    """As much of a closed `Page` as is needed. Unlike transitions there are also those that were never shown."""
+
+    impression: SeenImpression
+    labels: tuple[SeenLabels, ...]
+    shown: bool = True
+
+    def rated(self, rate: str) -> SeenPage:
+        """The page with 1 for a reward where it was clicked on (clicks), or shown (exposure)."""
+        page = self.impression
+        counts = any(each.clicks for each in self.labels) if rate == CLICKS else self.shown
+        return SeenPage(
+            page.request_id, page.user_id, page.session_id, page.time_ms, page.decision, float(self.shown and counts)
+        )
+
+
 class Unit(Struct, frozen=True, gc=False):
     """Settled."""
 
@@ -43,6 +73,11 @@ class Unit(Struct, frozen=True, gc=False):
     reward: float
     pages: int
     fallbacks: int  # of the pages
+
+
+def rate_of(name: str, unit: Unit) -> float:
+    """Of a unit of rated pages, from 0 to 1: whether it clicked on any; the share that was shown."""
+    return min(unit.reward, 1.0) if name == CLICKS else unit.reward / unit.pages
 
 
 class Window(Struct, frozen=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -22,6 +22,7 @@ from pipeline.agent.guarding import Breaker, GuardedServer, PredictionSource
 from pipeline.agent.impressions import LogWriter
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.memory import RetryMemory
+from pipeline.agent.metering import Meter, MeteredServer
 from pipeline.agent.policies import MetadataSource, Pinner
 from pipeline.agent.ranking_deciding import RankingDecider
 from pipeline.agent.reasons import Reason
@@ -33,7 +34,8 @@ from pipeline.features.stored_vectors import StoredVectors
 from pipeline.logs.log import Entry, EventLog
 from pipeline.monitoring.catalogue import AGENT
 from pipeline.monitoring.metrics import Metrics
-from pipeline.records import SCHEMA_VERSION, DecidedBy, Feedback, Impression
+from pipeline.records import SCHEMA_VERSION, DecidedBy, Decision, Feedback, Impression
+from pipeline.stores.published import Usage
 from pipeline.stores.store import KeyValueStore
 
 __all__ = ["Agent", "AgentRequestError", "AgentSettings", "Mode", "PageDecision", "PageRequest", "Server"]
@@ -87,6 +89,8 @@ class Agent:
             fetched=lambda table, ids: self.metrics.count("vectors_fetched", ids, table=table),
         )  # fmt: skip
         self._vectors = TimelyVectors(stored, monotonic, self.metrics)
+        guard = config.publish.guard
+        self._meter = Meter(guard.slow / 1000) if guard else None
         self._follower = Follower(
             store,
             Pinner(config, store, model_server, settings.metadata_timeout_s),
@@ -98,10 +102,12 @@ class Agent:
             heartbeat_s=settings.heartbeat_every_s,
             clock_ms=clock_ms,
             monotonic=monotonic,
+            usage=self._usage,
         )
         encoder = Encoder(config, self._vectors)
         breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, monotonic)
-        guarded = GuardedServer(model_server, breaker, self.metrics, monotonic, settings.first_attempt)
+        timed = MeteredServer(model_server, self._meter, monotonic) if self._meter else model_server
+        guarded = GuardedServer(timed, breaker, self.metrics, monotonic, settings.first_attempt)
         self._decider = (Decider if config.ranking is None else RankingDecider)(
             config, encoder, self._vectors, guarded, self._follower, self.metrics,
             mode=Mode(mode), monotonic=monotonic,
@@ -248,6 +254,7 @@ class Agent:
     def _count(self, outcome: Outcome) -> None:
         decision = outcome.decision
         self.metrics.count("decisions", policy=decision.policy, decided_by=decision.decided_by.value)
+        self._meter_page(decision)
         if decision.fallback_reason is not None:
             self.metrics.count("fallbacks", policy=decision.policy, reason=decision.fallback_reason)
         if decision.decided_by is DecidedBy.POLICY:
@@ -255,6 +262,23 @@ class Agent:
                 low, high = dimension.range
                 place = (action.value - low) / (high - low)
                 self.metrics.observe("action_in_range", place, policy=decision.policy, action=action.name)
+
+    def _meter_page(self, decision: Decision) -> None:
+        """A page that fell back is one of the version that would have decided it."""
+        if self._meter is None or decision.policy not in self._config.learned_policies():
+            return
+        version, stable = decision.model_version, self._follower.route(decision.policy).stable
+        if version is None and stable is not None:
+            version = stable.served.version
+        if version is not None:
+            self._meter.page(self._config.model_name(decision.policy), version, decision.fallback_reason)
+
+    def _usage(self, versions: Mapping[str, int]) -> dict[str, Usage]:
+        if self._meter is None:
+            return {}
+        names = {self._config.model_name(policy): policy for policy in versions}
+        read = self._meter.read({model: versions[policy] for model, policy in names.items()})
+        return {names[model]: usage for model, usage in read.items()}
 
     def _metric_latency(self, started_s: float, pages: int) -> None:
         self.metrics.observe("decide_seconds", self._monotonic() - started_s, form="one" if pages == 1 else "batch")

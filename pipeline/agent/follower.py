@@ -11,7 +11,15 @@ import msgspec
 from pipeline.agent.policies import Pinner, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.monitoring.metrics import Metrics
-from pipeline.stores.published import Heartbeat, Pointer, Served, forget_agents, read_pointers, write_heartbeat
+from pipeline.stores.published import (
+    Heartbeat,
+    Pointer,
+    Served,
+    Usage,
+    forget_agents,
+    read_pointers,
+    write_heartbeat,
+)
 from pipeline.stores.store import KeyValueStore, StoreError
 
 _LOG = logging.getLogger(__name__)
@@ -32,13 +40,14 @@ class Follower:
         heartbeat_s: float,
         clock_ms: Callable[[], int],
         monotonic: Callable[[], float],
+        usage: Callable[[Mapping[str, int]], dict[str, Usage]] = lambda versions: {},
     ) -> None:
         self._store = store
         self._pinner = pinner
         self._metrics = metrics
         self._prefix, self._policies, self._agent_id = prefix, policies, agent_id
         self._every_s, self._heartbeat_s = every_s, heartbeat_s
-        self._clock_ms, self._monotonic = clock_ms, monotonic
+        self._clock_ms, self._monotonic, self._usage = clock_ms, monotonic, usage
         self._routes: Mapping[str, Route] = {policy: Route() for policy in policies}  # replaced as a whole
         self._fresh_at_s: float | None = None
         self._said_at_s = -heartbeat_s
@@ -142,7 +151,7 @@ class Follower:
         if now_s - self._said_at_s < self._heartbeat_s:
             return
         versions = {name: route.stable.served.version for name, route in self._routes.items() if route.stable}
-        heartbeat = Heartbeat(self._agent_id, self._clock_ms(), versions)
+        heartbeat = Heartbeat(self._agent_id, self._clock_ms(), versions, self._usage(versions))
         try:
             write_heartbeat(self._store, self._prefix, heartbeat)
         except Exception as error:

@@ -237,6 +237,19 @@ class Certification(_Value, frozen=True):
     certify_above: NonNegative = 0.0  # lift, a fraction of the baseline's mean
     budget: Fraction = 0.0  # what exploring may cost, as such a fraction: it ends when it is shown to cost more
     max_fallback_share: Fraction = 0.2  # of the policy's pages, for a certificate
+    # it ends, too, when so much smaller a share of its users is shown to click, as a fraction of the baseline's share
+    click_budget: Fraction | None = None
+    exposure_budget: Fraction | None = None  # the same of its pages that are shown to users
+
+
+class Guard(_Value, frozen=True):
+    """When a version is sent back because of what agents see of it: by shares beyond these bounds, and twice as large
+    as those of the version before."""
+
+    min_pages: Count = 1_000  # of it, and of the version before
+    max_fault_share: Fraction = 0.05  # of its pages: those that fell back because it was refused, or answered nonsense
+    slow: DurationMs = 50  # a Predict call that takes longer
+    max_slow_share: Fraction = 0.05  # of its Predict calls
 
 
 class Publish(_Value, frozen=True):
@@ -255,6 +268,7 @@ class Publish(_Value, frozen=True):
     probes: Count = 32
     load_timeout: DurationMs = 60_000
     certification: Certification | None = None  # None: no evidence is gathered
+    guard: Guard | None = None  # None: no version is sent back by itself
 
 
 class FeatureConfig(_Value, frozen=True, kw_only=True):

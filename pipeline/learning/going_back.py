@@ -43,6 +43,8 @@ class GoingBack:
     def __init__(self, training: Training, directory: Path, store: KeyValueStore | None, metrics: Metrics) -> None:
         self._training, self._store, self._metrics = training, store, metrics
         self._past = Past(directory)
+        for outcome in ("restored", "lost"):  # before a counter is there Prometheus sees no event
+            metrics.count("went_back", 0, outcome=outcome)
         self._looked_s: float | None = None
         self._in_vain: dict[str, GoBack] = {}  # requests that cannot be followed: said once
         self._has_learned = training.progress.ingested > 0

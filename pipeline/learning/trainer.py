@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -42,6 +43,7 @@ from pipeline.records import DeadLetter
 from pipeline.stores.store import KeyValueStore
 
 UPDATES = "updates.jsonl"  # of policies that choose items: what became of each update
+_STAMPS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -131,6 +133,7 @@ class _Run:
         self._number = self._resume()
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
         self._exported_ms = job.clock_ms()
+        self._stamps_ms: deque[int] = deque(maxlen=_STAMPS)  # of what was learned from since the last candidate
         asking = job.store if job.config.ranking is None else None  # who ranks items does not go back
         self._back = GoingBack(self.training, job.work_dir / "handed_out", asking, job.metrics)
 
@@ -177,6 +180,7 @@ class _Run:
 
     def _take(self, record: Record) -> None:
         rounds = self.training.rounds
+        self._stamps_ms.append(record.appended_at_ms)
         dead_letter = self.training.ingest(record)
         if dead_letter is not None:
             self._dead_letters.append(dead_letter)
@@ -222,6 +226,9 @@ class _Run:
             self._back.remember(self._checkpoints.path(self._number))
             self._job.export(self.training, now)
             self._job.metrics.count("candidates", len(self._job.config.learned_policies()))
+        for stamp_ms in self._stamps_ms:
+            self._job.metrics.observe("transition_to_candidate_seconds", (now - stamp_ms) / 1000)
+        self._stamps_ms.clear()
         self.training.progress.exported = self.training.progress.ingested
         self.training.progress.pages.clear()
         self.training.handed_out()

@@ -99,6 +99,8 @@ TRAINER = Process(
         Family("out_of_vocabulary_share", _G, "Share of the latest ids without a row of their own.", ("feature",)),
         Family("candidates", _C, "Candidates handed out, of all policies together."),
         Family("checkpoint_timestamp_seconds", _G, "When the last checkpoint was complete."),
+        Family("transition_to_candidate_seconds", _H, "From a transition's being in the log to the next candidate.",
+               (), LONG_SECONDS),
         Family("went_back", _C, "Requests to go back to an earlier candidate: restored, or lost (no longer kept).",
                ("outcome",)),
     ),
@@ -110,6 +112,9 @@ CONTROLLER = Process(
         Family("verdicts", _C, "Candidates judged.", ("policy", "outcome", "reason")),
         Family("served_version", _G, "Version a policy's pointer names.", ("policy",)),
         Family("served_since_timestamp_seconds", _G, "When that version went out.", ("policy",)),
+        Family("frozen", _G, "1 while nothing is published for a policy: somebody, or the evidence, said so.",
+               ("policy",)),
+        Family("off", _G, "1 while the kill switch has a policy off.", ("policy",)),
         Family("candidate_to_served_seconds", _H, "From the candidate's export to its being served.", ("policy",),
                LONG_SECONDS),
         Family("stage_seconds", _H, "Of that: check (waiting for it included), publish, load (probes included).",
@@ -147,6 +152,7 @@ MONITOR = Process(
                ("bucket",)),
         Family("join_seconds", _H, "From the page itself to its transition in the log: windows, lateness, the stream.",
                (), LONG_SECONDS),
+        Family("click_to_transition_seconds", _H, "The same from a click on it.", (), LONG_SECONDS),
     ),
 )  # fmt: skip
 

@@ -75,8 +75,8 @@ class Tampered:
 
 
 class Loop:
-    def __init__(self, folder: Path, redis_binary: str) -> None:
-        (folder / "config.yaml").write_text(CONFIG)
+    def __init__(self, folder: Path, redis_binary: str, config: str = CONFIG) -> None:
+        (folder / "config.yaml").write_text(config)
         np.save(folder / "vectors.npy", VECTORS)
         (folder / "ids.txt").write_text("\n".join(KNOWN))
         self.folder, self.models, self._redis_binary = folder, folder / "models", redis_binary

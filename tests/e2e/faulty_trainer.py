@@ -75,6 +75,11 @@ class Trainer:
         path.rename(self.staging / POLICY / path.name)
         return path.name
 
+    def go_back(self) -> None:
+        """What it says from now on is made of what was not given up."""
+        gone_back = self._training.progress.gone_back
+        gone_back[POLICY] = gone_back.get(POLICY, 0) + 1
+
     def parameters(self, candidate: str) -> str:
         return self._said[candidate][0].sha256
 

@@ -127,6 +127,13 @@ def test_it_goes_on_from_what_it_was_then_and_from_where_it_is_in_the_log(bench:
     assert bench.metrics.total("went_back", outcome="restored") == 1
 
 
+def test_how_long_each_transition_waited_for_a_candidate_is_told(bench: Bench) -> None:
+    bench.train()
+    name = "pageturn_trainer_transition_to_candidate_seconds_count"
+    [told] = [s.value for m in bench.metrics.registry.collect() for s in m.samples if s.name == name]
+    assert told == ROUNDS * ROUND_SIZE
+
+
 def test_a_request_is_followed_once(bench: Bench) -> None:
     candidates = bench.train()
     bench.go_back("p1", candidates[0].id)

@@ -22,9 +22,10 @@ from model_export.verdicts import read_verdicts
 from pageturn.operating import _policy_rows
 from pipeline.config.schema import Certification, Stream
 from pipeline.events import encode
-from pipeline.logs.log import TRANSITIONS, Entry, EventLog, LogError
+from pipeline.logs.log import SAMPLES, TRANSITIONS, Entry, EventLog, LogError
 from pipeline.logs.opening import open_log
-from pipeline.records import DecidedBy, Decision, Ending, State, Transition
+from pipeline.records import DecidedBy, Decision, Ending, Impression, Item, Labels, Page, State, Transition
+from pipeline.stores.published import BOOTSTRAP, GoBack
 
 UNITS = 1_500
 
@@ -89,8 +90,8 @@ def _windows() -> Any:
     return replace(Stream().attribution, click=1_000, order=1_000)
 
 
-def published(feed: Feed, transitions: int) -> int:
-    feed.world.candidate(transitions, bias=1.0 + transitions / 10_000)
+def published(feed: Feed, transitions: int, **fields: Any) -> int:
+    feed.world.candidate(transitions, bias=1.0 + transitions / 10_000, **fields)
     feed.run()
     version: int = feed.world.pointer().stable.version
     return version
@@ -127,9 +128,10 @@ def test_a_worse_bucket_goes_back_to_the_certified_version_and_waits_for_an_oper
     assert (pointer.stable.version, pointer.previous.version, pointer.frozen) == (1, version, True)
     assert feed.world.desired().policies["rl"].pointer == pointer
     feed.world.candidate(2_000, bias=1.3)
-    assert feed.run().kept == {"frozen": 1}
+    assert pointer.back == GoBack(1, BOOTSTRAP)
+    assert feed.run().kept == {"before_rollback": 1}
     release(feed.world.store, "fd", "rl")
-    assert published(feed, 3_000) > version
+    assert published(feed, 3_000, gone_back=1) > version
 
 
 def test_the_status_says_how_the_open_epoch_stands(feed: Feed) -> None:
@@ -241,3 +243,74 @@ def test_without_certification_no_evidence_is_gathered(world: Any) -> None:
     world.run()
     assert read_evidence(world.models) == {}
     assert world.desired().policies["rl"].epoch is None
+
+
+# Rates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rated(feed: Feed) -> Feed:
+    """A feed whose closed pages are judged, too."""
+    publish = feed.world.config.publish
+    rules = replace(publish.certification, click_budget=0.05, exposure_budget=0.05)
+    feed.world.config = replace(feed.world.config, publish=replace(publish, certification=rules))
+    feed.log.create(SAMPLES, 1)
+    feed.run()
+    return feed
+
+
+def close(feed: Feed, clicks: tuple[float, float], shown: tuple[float, float], units: int = UNITS) -> None:
+    """Pages of new users, one each; shares of (policy, baseline)."""
+    pages = []
+    for _ in range(units):
+        bucket, side = ("r", 0) if feed.rng.random() < 0.5 else ("b", 1)
+        pages.append(closed(feed, bucket, feed.rng.random() < clicks[side], feed.rng.random() < shown[side]))
+    feed.world.now_ms += 100_000
+    pages.append(closed(feed, "elsewhere", False, True))
+    stamp = feed.world.now_ms
+    feed.log.append(SAMPLES, [Entry(page.impression.user_id, encode(page), stamp) for page in pages])
+
+
+def closed(feed: Feed, bucket: str, clicked: bool, shown: bool) -> Page:
+    feed.users += 1
+    feed.world.now_ms += 1
+    name, when = f"u{feed.users}", feed.world.now_ms
+    decision = Decision(DecidedBy.POLICY, "rl", bucket)
+    impression = Impression(1, name, name, name, when, 0, (Item("i"),), State(), decision)
+    return Page(impression, (Labels(clicks=int(clicked)),), (), when, shown)
+
+
+@pytest.mark.parametrize(
+    ("clicks", "shown", "reason"),
+    [((0.2, 0.6), (1.0, 1.0), "clicks"), ((0.0, 0.0), (0.5, 1.0), "exposure")],
+)
+def test_a_bucket_whose_users_click_less_or_see_less_goes_back(
+    rated: Feed, clicks: tuple[float, float], shown: tuple[float, float], reason: str
+) -> None:
+    version = published(rated, 1_000)
+    close(rated, clicks, shown)
+    assert rated.run().concluded == {"ended": 1}
+    (verdict,) = rated.conclusions()
+    assert (verdict.reason, verdict.version) == (reason, version)
+    assert verdict.detail.startswith(f"{reason} of 0.")
+    assert verdict.bucket is not None
+    assert verdict.bucket.alpha == pytest.approx(0.05 / 2 / 3)  # of the first epoch, in three parts
+    pointer = rated.world.pointer()
+    assert (pointer.stable.version, pointer.frozen, pointer.back) == (1, True, GoBack(1, BOOTSTRAP))
+
+
+def test_a_bucket_whose_users_do_as_the_baselines_do_stays(rated: Feed) -> None:
+    close(rated, (0.5, 0.5), (0.9, 0.9))
+    assert rated.run().concluded == {}
+    found = read_evidence(rated.world.models)["rl"]
+    assert [rate.name for rate in found.rates] == ["clicks", "exposure"]
+    for rate, share in zip(found.rates, (0.45, 0.9), strict=True):  # who was shown nothing did not click
+        assert (rate.policy, rate.baseline) == (pytest.approx(share, abs=0.05), pytest.approx(share, abs=0.05))
+        assert rate.difference.low < 0 < rate.difference.high
+
+
+def test_rates_that_are_not_asked_for_are_not_read(feed: Feed) -> None:
+    feed.log.create(SAMPLES, 1)
+    close(feed, (0.0, 0.9), (0.0, 1.0))
+    assert feed.run().concluded == {}
+    assert read_evidence(feed.world.models)["rl"].rates == ()

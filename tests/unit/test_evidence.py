@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_export.evaluation.evidence import Epoch, Plan, evidence
-from model_export.evaluation.units import SeenDecision, SeenPage, Unit, Units, Window
+from model_export.evaluation.units import SeenDecision, SeenPage, SeenSample, Unit, Units, Window, rate_of
 from pipeline.config.schema import (
     ActionDimension,
     Bucket,
@@ -23,7 +23,7 @@ from pipeline.config.schema import (
     Stream,
 )
 from pipeline.events import decode, encode
-from pipeline.records import DecidedBy, Decision, Ending, State, Transition
+from pipeline.records import DecidedBy, Decision, Ending, Impression, Item, Labels, Page, State, Transition
 
 START_MS = 1_000_000
 WINDOW = Window(START_MS, 100_000, 10_000, True, frozenset({"rl", "control"}))
@@ -236,3 +236,33 @@ def test_the_delay_covers_the_last_page_of_a_visit() -> None:
     stream = Stream()
     assert window.delay_ms >= stream.attribution.order + stream.session_gap + stream.clock_skew
     assert (window.start_ms, window.horizon_ms, window.by_user, window.buckets) == (5, 7, True, {"r"})
+
+
+# Rates -----------------------------------------------------------------------------------------------------------
+
+
+def sample(*, clicks: int = 0, shown: bool = True) -> SeenSample:
+    """As the log has it."""
+    decision = Decision(DecidedBy.POLICY, "rl", "r")
+    impression = Impression(1, "r1", "u", "s", START_MS, 0, (Item("i"), Item("j")), State(), decision)
+    page = Page(impression, (Labels(), Labels(clicks=clicks)), (), START_MS + 1, shown)
+    return decode(encode(page), SeenSample)
+
+
+@pytest.mark.parametrize(
+    ("page", "clicks", "exposure"),
+    [
+        (sample(clicks=2), 1.0, 1.0),
+        (sample(), 0.0, 1.0),
+        (sample(shown=False), 0.0, 0.0),
+        (sample(clicks=1, shown=False), 0.0, 0.0),
+    ],
+)
+def test_a_page_is_rated_by_what_was_done_with_it(page: SeenSample, clicks: float, exposure: float) -> None:
+    assert (page.rated("clicks").reward, page.rated("exposure").reward) == (clicks, exposure)
+    assert page.rated("clicks").decision.bucket == "r"
+
+
+def test_a_user_clicks_or_does_not_and_sees_a_share_of_the_pages() -> None:
+    unit = Unit(START_MS, "rl", reward=3.0, pages=4, fallbacks=0)
+    assert (rate_of("clicks", unit), rate_of("exposure", unit)) == (1.0, 0.75)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
+from msgspec.structs import replace
 
-from pageturn.monitor import count_record, watch
+from pageturn.monitor import Memory, count_record, watch
 from pageturn.user_clicks import HOUR_MS, UserClicks
+from pageturn.waiting_clicks import WaitingClicks
 from pipeline.events import EventError, encode
 from pipeline.logs.log import (
     DEAD_LETTERS,
@@ -60,9 +62,9 @@ def transition(reward: float) -> Transition:
 
 
 def counted(topic: str, *records: object, appended_at_ms: int = 8_000) -> Metrics:
-    metrics, users = Metrics(MONITOR), UserClicks()
+    metrics, memory = Metrics(MONITOR), Memory()
     for i, record in enumerate(records):
-        count_record(topic, Record(0, i, appended_at_ms, "s", encode(record)), metrics, users)
+        count_record(topic, Record(0, i, appended_at_ms, "s", encode(record)), metrics, memory)
     return metrics
 
 
@@ -111,6 +113,26 @@ def test_of_many_users_a_part_is_remembered_from_all_of_the_hour() -> None:
     [(bucket, share)] = users.add(HOUR_MS, "a", "u", False)
     assert bucket == "a"
     assert share == pytest.approx(0.5, abs=0.09)  # four standard errors of 500 users or more
+
+
+def test_how_long_a_click_takes_to_its_transition() -> None:
+    """Each click of the page once, however often its transition is written."""
+    metrics, memory = Metrics(MONITOR), Memory()
+    clicks = tuple(Feedback(1, f"e{ms}", "r", "u", "s", ms, FeedbackKind.CLICK) for ms in (2_000, 5_000))
+    closed = replace(page(clicks=2), feedback=(*page().feedback, *clicks))
+    for topic, record in ((SAMPLES, closed), (TRANSITIONS, transition(1.0)), (TRANSITIONS, transition(1.0))):
+        count_record(topic, Record(0, 0, 65_000, "s", encode(record)), metrics, memory)
+    samples = {s.name: s.value for m in metrics.registry.collect() for s in m.samples if "le" not in s.labels}
+    assert samples["pageturn_monitor_click_to_transition_seconds_count"] == 2
+    assert samples["pageturn_monitor_click_to_transition_seconds_sum"] == 63 + 60
+
+
+def test_of_clicks_that_wait_the_oldest_are_given_up() -> None:
+    waiting = WaitingClicks(kept=2)
+    for name in ("a", "b", "c"):
+        waiting.closed(name, (1,))
+    waiting.closed("d", ())
+    assert [waiting.arrived(name) for name in "abcd"] == [(), (1,), (1,), ()]
 
 
 def test_what_was_set_aside_and_what_could_not_be_read_by_reason() -> None:

@@ -1,0 +1,68 @@
+"""A version that passes all checks and goes wrong on live pages: it is sent back while users are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.switches import release
+from model_export.verdicts import read_verdicts
+from pipeline.serving.client import Prediction
+from pipeline.stores.published import read_heartbeats
+from tests.e2e.faulty_loop import Loop, eventually
+from tests.e2e.faulty_matrix import check_whole, decided_pages, publish
+from tests.e2e.faulty_trainer import CONFIG, POLICY, PREFIX
+
+PAGES = 50
+GUARDED = CONFIG.replace("load_timeout: 60s}", f"load_timeout: 60s, guard: {{min_pages: {PAGES}, slow: 1m}}}}")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.needs_redis]
+
+
+@pytest.fixture
+def loop(redis_binary: str, tmp_path: Path) -> Iterator[Loop]:
+    loop = Loop(tmp_path, redis_binary, GUARDED)
+    try:
+        loop.start()
+        yield loop
+    finally:
+        loop.stop()
+
+
+def told_of(loop: Loop, version: int) -> bool:
+    """Whether the agent has said enough of a version."""
+    beats = read_heartbeats(loop.store, PREFIX)
+    return any(beat.versions.get(POLICY) == version and beat.usage[POLICY].pages >= PAGES for beat in beats)
+
+
+def test_a_version_that_answers_nonsense_on_live_pages_goes_back(loop: Loop) -> None:
+    publish(loop)
+    eventually(lambda: told_of(loop, 2), "what the agent saw of a version that is fine")
+    before = loop.pointer().stable
+
+    def nonsense(found: Prediction) -> Prediction:
+        if found.version == 2:
+            return found
+        return found._replace(outputs={name: np.full_like(x, np.nan) for name, x in found.outputs.items()})
+
+    loop.server.change = nonsense
+    given_up = loop.trainer.candidate()
+    eventually(lambda: loop.told("verdicts", outcome="sent_back") == 1, "a version that is sent back")
+    [verdict] = [v for v in read_verdicts(loop.models) if v.tier == "live"]
+    assert (verdict.version, verdict.reason) == (3, "live_fallbacks")
+    assert verdict.checks[0].value > 0.9
+    since = len(loop.pages)
+    eventually(lambda: loop.policy_decides(since, version=2), "pages by the version before")
+    pointer = loop.pointer()
+    assert (pointer.stable, pointer.frozen, loop.told("frozen")) == (before, True, 1)
+    assert loop.verdicts()[given_up] == "accepted"
+
+    loop.server.change = None
+    release(loop.store, PREFIX, POLICY)
+    stubborn = loop.trainer.candidate()
+    eventually(lambda: loop.verdicts().get(stubborn) == "before_rollback", "a candidate of a trainer that goes on")
+    loop.trainer.go_back()
+    publish(loop)
+    check_whole(loop, decided_pages(loop))

@@ -1,0 +1,54 @@
+"""`pageturn versions` and `pageturn verdict`, on what a controller has left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pageturn.__main__ import main
+
+
+@pytest.fixture
+def judged(world: Any) -> Any:
+    """Version 2 is served, a jump was refused."""
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    world.run()
+    world.candidate(90, bias=3.9)
+    world.run()
+    return world
+
+
+def said(world: Any, *words: str, status: int = 0) -> str:
+    done = CliRunner().invoke(main, [*words, "--models", str(world.models)])
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+def test_versions_with_when_what_of_and_what_as(judged: Any) -> None:
+    rows = [line.split() for line in said(judged, "versions", "rl").splitlines()[-2:]]
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        ("1", f"{0:012d}", "previous"),
+        ("2", f"{50:012d}", "stable"),
+    ]
+    assert rows[0][1] == "1970-01-01"
+    assert said(judged, "versions", "rl", "--newest", "1").count("stable") == 1
+    assert "previous" not in said(judged, "versions", "rl", "--newest", "1")
+
+
+def test_a_verdict_by_version_or_by_candidate_with_every_number(judged: Any) -> None:
+    by_version = said(judged, "verdict", "rl", "2")
+    assert by_version == said(judged, "verdict", "rl", f"{50:012d}")
+    assert by_version.startswith(f"rl {50:012d}: accepted\n")
+    refused = said(judged, "verdict", "rl", f"{90:012d}")
+    assert "reason         step_change" in refused
+    [failed] = [line.split() for line in refused.splitlines() if line.startswith("FAILED")][:1]
+    assert failed[1:3] == ["step_change", "0.675"]
+    assert " ".join(failed[3:]) == "<= 0.2 (n = 3); against version 2"
+
+
+def test_what_is_not_there_is_said(judged: Any) -> None:
+    assert "no verdict on '9' of rl" in said(judged, "verdict", "rl", "9", status=1)
+    assert "expected verdicts on policy 'other', found none" in said(judged, "versions", "other", status=1)
