@@ -29,7 +29,6 @@ from pipeline.features.snapshot import Snapshot
 from pipeline.learning.drn.served import ServedRankers
 from pipeline.learning.drn.training import RankingTraining
 from pipeline.stores.published import candidate_id
-from pipeline.stores.published import candidate_id
 
 _log = logging.getLogger(__name__)
 
