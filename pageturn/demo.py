@@ -14,6 +14,10 @@ from pageturn.progress import Progress
 from pageturn.replay import run_replay
 from pageturn.run import Run
 from pageturn.supervisor import Part
+from pipeline.config.schema import FeatureConfig
+from pipeline.simulation.news import asking
+from pipeline.simulation.news.params import Params
+from pipeline.simulation.params import World
 
 _USERS = "traffic"
 _OVERTIME_S = 120.0  # for the last visits and their events: twice what `simulate` gives them
@@ -56,6 +60,14 @@ def _live(run: Run, stop: threading.Event, minutes: float, visits_per_s: float, 
             if time.monotonic() - began > 60 * minutes + _OVERTIME_S:  # a machine that is too slow for so many users
                 click.echo("  Some users have not left; their visits are broken off. Let fewer come per second.")
                 break
+
+
+def check_simulated(config: FeatureConfig) -> None:
+    """Raises SimulationError where there are no simulated users for a config."""
+    if config.ranking is not None:
+        asking.check(config, Params())
+    else:
+        World.of(config)
 
 
 def _users(run: Run, until_s: float, visits_per_s: float) -> Part:

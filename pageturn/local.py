@@ -49,13 +49,12 @@ def demo(
 
     A real log through the loop, where it is present; then simulated users, live, and a report.
     """
-    from pageturn.demo import run_demo
+    from pageturn.demo import check_simulated, run_demo
     from pageturn.replay import excerpt
     from pageturn.run import new_run
     from pipeline.config.reading import load_config
-    from pipeline.simulation.params import World
 
-    World.of(load_config(config_path))  # or say why this feed cannot be simulated
+    check_simulated(load_config(config_path))
     run = new_run(folder, config_path, seed=seed, redis=_wants_redis(store))
     replayed = None if no_replay else data or excerpt()
     run_demo(run, stop_signal(), minutes=minutes, visits_per_s=visits_per_s, replayed=replayed, replay_config=_REPLAYED)
@@ -134,7 +133,7 @@ def down(folder: Path | None) -> None:
 @click.option("--minutes", type=click.FloatRange(0), help="How long they come [default: without end].")
 @click.option("--until", type=click.FloatRange(0), help="The same, as a Unix time in seconds: for who starts it again.")
 @click.option("--visits-per-s", default=30.0, type=click.FloatRange(0.1))
-@click.option("--users", default=3000, type=click.IntRange(1), help="Who take turns.")
+@click.option("--users", type=click.IntRange(1), help="Who take turns [default: 3000].")
 @click.option("--seed", type=click.IntRange(0), help="Of the users [default: the seed of the run].")
 @click.option(
     "--patience-ms", type=click.IntRange(1), default=250, help="Without an answer a page then shows the feed's order."
@@ -145,7 +144,7 @@ def simulate(
     minutes: float | None,
     until: float | None,
     visits_per_s: float,
-    users: int,
+    users: int | None,
     seed: int | None,
     patience_ms: int,
 ) -> None:
@@ -158,6 +157,7 @@ def simulate(
 
     from pageturn.run import RunError, open_run
     from pageturn.simulating import simulate as run_users
+    from pageturn.simulating_news import simulate_news
     from pipeline.simulation.tables import load_items
     from pipeline.simulation.traffic import Flow
     from pipeline.stores.opening import open_store
@@ -177,11 +177,19 @@ def simulate(
 
     find()
     config = run.config()
-    with closing(open_store(run.store_url)) as store:
-        load_items(config, store)
+    if config.ranking is None:
+        with closing(open_store(run.store_url)) as store:
+            load_items(config, store)
     seed = run.record.seed if seed is None else seed
-    flow = Flow(seed=seed, users=users, visits_per_s=visits_per_s, prefix=f"sim{time.time_ns() // 1_000_000:x}")
     seconds = 60 * minutes if minutes is not None else None if until is None else until - time.time()
+    if config.ranking is not None:
+        if visits is not None or users is not None:
+            message = "--visits and --users are for a feed that is not of news: --visits-per-s says how many come here"
+            raise click.UsageError(message)
+        limits = {"seconds": seconds, "decide_s": patience_ms / 1000}
+        click.echo(simulate_news(config, find, run.traffic, stop, seed=seed, visits_per_s=visits_per_s, **limits))
+        return
+    flow = Flow(seed=seed, users=users or 3000, visits_per_s=visits_per_s, prefix=f"sim{time.time_ns() // 1_000_000:x}")
     limits = {"visits": visits, "seconds": seconds, "decide_s": patience_ms / 1000}
     click.echo(run_users(config, find, run.traffic, flow, stop, **limits))
 

@@ -26,12 +26,15 @@ from pageturn.measuring.parts import Life, lives
 from pageturn.measuring.rows import rows
 from pageturn.measuring.topics import Ids, Topics, read_topics
 from pageturn.measuring.twins import Twins, against_twins
+from pageturn.measuring.updates import decided
 from pageturn.measuring.versions import PolicyVersions, versions
 from pageturn.run import Run, RunRecord
 from pageturn.supervisor import read_journal
 from pageturn.traffic_log import AskedPage, Visit, read_acknowledged, read_pages, read_visits
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.opening import open_log
+from pipeline.ranking.updates import Update
+from pipeline.simulation.news import params as news
 from pipeline.simulation.params import SimulationError, World
 from pipeline.streaming.counts import Counts
 
@@ -56,6 +59,7 @@ class Measures(Struct, frozen=True):
     actions: tuple[ActionOverTime, ...]
     learning: tuple[dict[str, Any], ...]  # rows of the trainer's metrics
     parts: tuple[Life, ...]
+    decided: tuple[Update, ...] = ()  # of policies that choose items: what became of updates, by the trainer
 
     @property
     def updates(self) -> int:
@@ -91,6 +95,7 @@ def measure(run: Run) -> Measures:
         actions=actions_over_time(config, topics.drawn),
         learning=learning,
         parts=parts,
+        decided=decided(run.trainer),
     )
 
 
@@ -114,6 +119,8 @@ def _twins(config: FeatureConfig, visits: list[Visit]) -> Twins | None:
 
 
 def _simulator(config: FeatureConfig) -> str | None:
+    if config.ranking is not None:
+        return str(news.World())
     try:
         return str(World.of(config))
     except SimulationError:

@@ -73,7 +73,7 @@ def simulate(
     """
     world = World.of(config)
     with exclusive(folder), TrafficLog(folder) as log, FoundAgent(find) as agent:
-        _await_agent(agent, stop)
+        await_agent(agent, stop)
         reporter, claims = Reporter(agent, log.acknowledged), Claims(log, flow)
         traffic = Traffic(
             world, flow, lambda page: _decide(agent, log, page, traffic.due_ms, decide_s), reporter, WallClock(),
@@ -91,7 +91,7 @@ def simulate(
     return drive
 
 
-def _await_agent(agent: FoundAgent, stop: threading.Event) -> None:
+def await_agent(agent: FoundAgent, stop: threading.Event) -> None:
     deadline_s = time.monotonic() + _READY_S
     while not (stop.is_set() or agent.wait_ready(0.5)):
         if time.monotonic() > deadline_s:
@@ -133,11 +133,11 @@ def _decide(
     except grpc.RpcError as error:
         answer = error
     waited_ms = 1000 * (time.perf_counter() - began)
-    log.page(_asked(page, answer, waited_ms, page.time_ms - due_ms[page.request_id]))
+    log.page(asked_page(page, answer, waited_ms, page.time_ms - due_ms[page.request_id]))
     return None if isinstance(answer, grpc.RpcError) else answer.order
 
 
-def _asked(page: PageRequest, answer: pb.DecideResponse | grpc.RpcError, wait_ms: float, late_ms: int) -> AskedPage:
+def asked_page(page: PageRequest, answer: pb.DecideResponse | grpc.RpcError, wait_ms: float, late_ms: int) -> AskedPage:
     assert page.time_ms is not None
     asked = partial(
         AskedPage, page.time_ms, page.request_id, round(wait_ms, 3), user_id=page.user_id, late_ms=max(0, late_ms)

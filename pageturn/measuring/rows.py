@@ -11,6 +11,7 @@ from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, Buck
 from pageturn.measuring.freshness import Freshness
 from pageturn.measuring.series import Quantiles
 from pageturn.measuring.twins import Twins
+from pageturn.measuring.updates import Tally, tallies
 from pageturn.measuring.versions import INSUFFICIENT, PolicyVersions
 from pageturn.table import event_rows
 from pipeline.simulation.outcomes import Estimate, Summary
@@ -49,6 +50,7 @@ def rows(measures: Measures) -> list[Row]:
         _asked(measures.asked) if measures.asked else (),
         [("updates", measures.updates)] if measures.learning else (),
         [row for policy in measures.versions for row in _versions(policy)],
+        [row for each in tallies(measures.decided) for row in _tally(each)],
         [row for policy in measures.freshness for row in _freshness(policy)],
         _buckets(measures.comparison, measures.asked) if measures.comparison else (),
         _primary(measures.comparison.primary) if measures.comparison and measures.comparison.primary else (),
@@ -95,6 +97,11 @@ def _versions(found: PolicyVersions) -> Iterator[Row]:
             yield f"  {name}", counted(sum(reasons.values()), reasons)
     if found.superseded:
         yield "  superseded", found.superseded
+
+
+def _tally(found: Tally) -> Iterator[Row]:
+    by = f", by {found.decisive} users' clicks" if found.decisive else ""
+    yield f"{found.kind} updates of {found.policy} by {found.by}", f"{found.taken} of {found.decided} taken{by}"
 
 
 def _freshness(found: Freshness) -> Iterator[Row]:

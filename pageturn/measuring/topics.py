@@ -72,6 +72,7 @@ class _Page(Struct):
 class _Executed(Struct):
     decided_by: str
     actions: list[Raw] = []
+    ranked: dict[str, Raw] | None = None
 
 
 class _Transition(Struct):
@@ -187,7 +188,8 @@ class Topics:
             drawn.means.append(action.propensity.mean if action.propensity else action.value)
 
     def _transition(self, transition: _Transition, record: Record) -> None:
-        if transition.decision.actions or transition.decision.decided_by != "fallback":
+        decision = transition.decision
+        if decision.actions or decision.ranked is not None or decision.decided_by != "fallback":
             stamp = Stamp(record.appended_at_ms, record.partition, record.offset)
             self._transitions.append((stamp, transition.id, transition.request_id))
 

@@ -10,12 +10,14 @@ from model_export.checks import Check, Verdict
 from pageturn.measures import Measures
 from pageturn.measuring.buckets import PER_VISIT, Comparison
 from pageturn.measuring.rows import TWINS, counted, moved, oddity, percent, signed, verdict
+from pageturn.measuring.updates import evidence, fate, tallies
 from pageturn.measuring.versions import PolicyVersions
 from pageturn.report.chart import Chart, Clock, Table, text
 from pageturn.report.policies import action_charts, learning_charts
 from pageturn.report.rewards import bucket_table, colours, lift_table, reward_charts, user_charts
 from pageturn.report.serving import freshness_charts, freshness_table, serving_charts
 from pageturn.table import event_rows
+from pipeline.ranking.updates import Update
 
 VERDICTS_SHOWN = 500
 _REWARD_NOTE = (
@@ -23,6 +25,15 @@ _REWARD_NOTE = (
     "it again is the policy's doing. So the conclusion rests on the reward per visit of all learned policies together, "
     "over the whole run, and on no other comparison. Intervals take a user as one draw: the visits of one are not "
     "independent."
+)
+
+
+_NEWS_NOTE = "Of the simulated news a visit is a day of a user: one on which the user did not come brings nothing."
+_UPDATES_NOTE = (
+    "A minor update by dbgd or es, and a major one, is decided by users' clicks on pages that are interleaved from the "
+    "served ranking and the one that is tried; with too few of them nothing moves by dbgd or es, and a major update is "
+    "taken unless clicks speak against it. A minor update by gradient is taken as it is. What was taken goes out as a "
+    "version if the version controller's checks pass."
 )
 
 
@@ -140,7 +151,7 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
     by_name = colours(found, policies)
     if found:
         yield Section(
-            "reward", "Reward", _REWARD_NOTE,
+            "reward", "Reward", f"{_REWARD_NOTE} {_NEWS_NOTE if measures.decided else ''}".rstrip(),
             tuple(reward_charts(found, by_name, clock)),
             tuple(_reward_tables(measures, found)),
         )  # fmt: skip
@@ -155,6 +166,9 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
         "learning", "Learning", "Means over the updates of a round.",
         tuple(learning_charts(measures.learning, policies, by_name, clock)),
     )  # fmt: skip
+    if measures.decided:
+        tables = ("In all", tally_table(measures.decided)), ("Each", update_table(measures, clock))
+        yield Section("updates", "Updates of the rankings", _UPDATES_NOTE, (), tables)
     deciders = measures.asked.deciders if measures.asked else None
     yield Section(
         "serving", "Serving", "", tuple(serving_charts(deciders, measures.parts, clock, measures.ended_ms)),
@@ -203,6 +217,27 @@ def _event_tables(measures: Measures) -> Iterator[tuple[str, Table]]:
 
 def _grouped(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def tally_table(found: Iterable[Update]) -> Table:
+    rows = ((t.policy, t.kind, t.by, f"{t.taken:,}", f"{t.decided:,}", f"{t.decisive:,}") for t in tallies(found))
+    return Table(("policy", "update", "by", "taken", "decided", "decisive users"), tuple(rows))
+
+
+def update_table(measures: Measures, clock: Clock) -> Table:
+    """The newest first."""
+    rows = tuple(
+        (
+            f"{clock.since(each.time_ms):.2f}",
+            each.policy,
+            f"{each.kind}, by {each.by}",
+            "taken" if each.taken else "not taken",
+            evidence(each),
+            fate(each, measures.verdicts),
+        )
+        for each in measures.decided[::-1][:VERDICTS_SHOWN]
+    )
+    return Table((clock.unit, "policy", "update", "", "evidence", "its candidate"), rows)
 
 
 def version_table(found: Iterable[PolicyVersions]) -> Table:

@@ -217,9 +217,9 @@ def test_a_candidate_that_wins_is_stepped_towards_and_one_that_loses_is_not() ->
 
 def test_a_candidate_that_no_page_has_seen_is_left_behind_after_a_while() -> None:
     training = training_of(make(DBGD))
-    updates = feed(training, range(45))
+    updates = feed(training, range(65))
     assert [(u.taken, u.evidence[0].pages, u.evidence[0].verdict.value) for u in updates] == [(False, 0, "tie")]
-    assert updates[0].time_ms == 41_000  # four periods
+    assert updates[0].time_ms == 61_000  # six periods
 
 
 def test_pages_of_an_earlier_candidate_count_for_nothing() -> None:

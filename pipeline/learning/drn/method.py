@@ -22,7 +22,7 @@ from pipeline.ranking.perturbing import Noise, Weights, dbgd, difference, evolve
 from pipeline.ranking.updates import Update
 from pipeline.records import DecidedBy, Explorer, Page
 
-_PATIENCE = 4  # periods, for the first page that has seen what was handed out
+_PATIENCE = 6  # periods, for the first page that has seen what was handed out
 
 Train = Callable[[Weights], Weights | None]  # None: there is nothing to learn from
 
