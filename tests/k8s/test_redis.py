@@ -12,17 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from model_export.switches import set_off
+from model_export.switches import roll_back, set_off
+from pipeline.events import encode
 from pipeline.serving.launch import free_port
 from pipeline.stores.published import (
+    GoBack,
     Heartbeat,
     Pointer,
     Served,
+    VersionRecord,
+    candidates_key,
     change_pointer,
     parameters_key,
+    read_candidates,
     read_heartbeats,
     read_pointers,
+    sent_back,
     vector_key,
+    version_key,
     write_heartbeat,
 )
 from pipeline.stores.redis_store import RedisStore
@@ -162,9 +169,31 @@ def test_vectors_are_loaded_by_one_and_read_by_trainers_and_agents(login: Login,
     with refused():
         login("trainer").put(key, b"other")
     with refused():
-        login("trainer").get(f"{prefix}:ptr:rl")
+        login("trainer").get(parameters_key(prefix, "sha"))
     with refused():
         login("loader").put(f"{prefix}:ptr:rl", b"{}")
+
+
+def test_a_trainer_reads_where_it_is_to_go_back_to_and_writes_nothing(login: Login, prefix: str) -> None:
+    controller, trainer = login("controller"), login("trainer")
+    back = GoBack(1, "candidate")
+    change_pointer(controller, prefix, "gone", lambda now: sent_back(now, Served(1, "sha"), "candidate"))
+    controller.put(candidates_key(prefix, "gone"), b'{"1": "candidate"}')
+    assert read_pointers(trainer, prefix, ("gone",))["gone"].back == back
+    assert read_candidates(trainer, prefix, ("gone",)) == {"gone": {1: "candidate"}}
+    with refused():
+        change_pointer(trainer, prefix, "gone", lambda now: Pointer())
+
+
+def test_an_operator_rolls_back(login: Login, prefix: str) -> None:
+    controller, operator = login("controller"), login("operator")
+    for version in (1, 2):
+        record = VersionRecord("back", version, "feed_back", f"sha-{version}", "config", f"c{version}", 1)
+        controller.put(version_key(prefix, "back", version), encode(record))
+    change_pointer(
+        controller, prefix, "back", lambda _: Pointer(stable=Served(2, "sha-2"), previous=Served(1, "sha-1"))
+    )
+    assert roll_back(operator, prefix, "back")[1] == Served(1, "sha-1")
 
 
 def test_an_operator_switches_and_writes_nothing_else(login: Login, prefix: str) -> None:
