@@ -6,6 +6,7 @@ here, and is good for proving the loop, not a policy:
 - Ranker scores: the share of readers of an article (click) and its mean reading time (pay), both from the history.
 - Article vectors: a truncated SVD of the reader-article matrix of the history.
 - Who decided: the newspaper; so every page is the baseline's.
+- Features of articles, for a config that ranks them: see `ebnerd_items.py`. Then a session is a user, as DRN has it.
 Leaving is not in the log; the stream infers it from the session gap. Stamps are the times of the events.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from msgspec import structs
 
+from pageturn.ebnerd_items import item_features
+from pageturn.ebnerd_rows import clicked_ms, clicked_of, ms, number, seconds_of
 from pipeline.config.schema import ExternalTable, FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.events import encode
@@ -34,10 +36,12 @@ from pipeline.records import (
     Action,
     DecidedBy,
     Decision,
+    Features,
     Feedback,
     FeedbackKind,
     Impression,
     Item,
+    Ranked,
     State,
 )
 from pipeline.stores.store import KeyValueStore
@@ -140,7 +144,7 @@ def _history(rows: list[dict[str, Any]]) -> dict[int, list[_Read]]:
     return {
         row["user_id"]: sorted(
             (
-                _Read(_ms(time), str(article), _seconds(seconds))
+                _Read(ms(time), str(article), seconds_of(seconds))
                 for time, article, seconds in zip(
                     row["impression_time_fixed"], row["article_id_fixed"], row["read_time_fixed"], strict=True
                 )
@@ -157,7 +161,9 @@ def _history(rows: list[dict[str, Any]]) -> dict[int, list[_Read]]:
 def _events(
     behaviors: list[dict[str, Any]], history: dict[int, list[_Read]], config: FeatureConfig
 ) -> Iterator[Impression | Feedback]:
-    scores = _scores(history)
+    scores, ranks = _scores(history), config.ranking is not None
+    before = {user: {read.article for read in reads} for user, reads in history.items()}
+    features = item_features(behaviors, before) if ranks else {}
     decision = _baseline(config)
     by_user: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(behaviors, key=lambda row: (row["impression_time"], row["impression_id"])):
@@ -167,12 +173,15 @@ def _events(
         sessions: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             session = sessions[row["session_id"]]
-            yield _impression(row, session, reads, scores, decision)
-            yield from _feedback(row)
-            if session:
-                yield _page_turn(session[-1], row)
+            page = _impression(row, session, reads, scores, decision)
+            answers = [*_feedback(row), *([_page_turn(session[-1], row)] if session else [])]
+            if ranks:
+                page = _ranked(page, features[row["impression_id"]])
+                answers = [structs.replace(answer, session_id=answer.user_id) for answer in answers]
+            yield page
+            yield from answers
             session.append(row)
-            reads.extend(_Read(_clicked_ms(row), str(a), _seconds(row["next_read_time"])) for a in _clicked(row))
+            reads.extend(_Read(clicked_ms(row), str(a), seconds_of(row["next_read_time"])) for a in clicked_of(row))
 
 
 def _impression(
@@ -182,9 +191,9 @@ def _impression(
     scores: dict[str, tuple[float, float]],
     decision: Decision,
 ) -> Impression:
-    now = _ms(row["impression_time"])
+    now = ms(row["impression_time"])
     known = sorted((read for read in reads if read.time_ms <= now), key=lambda read: read.time_ms)
-    clicks = [r for r in session if _clicked_ms(r) <= now]
+    clicks = [r for r in session if clicked_ms(r) <= now]
     return Impression(
         schema_version=SCHEMA_VERSION,
         request_id=_request_id(row),
@@ -198,14 +207,24 @@ def _impression(
     )
 
 
+def _ranked(page: Impression, features: list[Features]) -> Impression:
+    """All that were in view were shown, in an order that says nothing."""
+    items = tuple(
+        Item(item.item_id, features={**known, "readers": item.click_score})
+        for item, known in zip(page.items, features, strict=True)
+    )
+    decision = structs.replace(page.decision, ranked=Ranked(len(items)))
+    return structs.replace(page, items=items, decision=decision, session_id=page.user_id)
+
+
 def _user(row: dict[str, Any], known: list[_Read], now: int) -> dict[str, Any]:
     bits = 0
     for read in known:
         hours = (now - read.time_ms) // _HOUR_MS
         bits |= 1 << hours if hours < 24 else 0
     return {
-        "age": _number(row["age"]),
-        "gender": None if (gender := _number(row["gender"])) is None else int(gender),
+        "age": number(row["age"]),
+        "gender": None if (gender := number(row["gender"])) is None else int(gender),
         "is_subscriber": int(row["is_subscriber"]),
         "history_len": len(known),
         "recent_reads": tuple(read.article for read in known[-_RECENT:]),
@@ -223,28 +242,28 @@ def _page(session: list[dict[str, Any]], clicks: list[dict[str, Any]], now: int)
     last = clicks[-1] if clicks else None
     return {
         "page_index": len(session),
-        "previous_clicked": str(_clicked(last)[-1]) if last and _clicked(last) else None,
+        "previous_clicked": str(clicked_of(last)[-1]) if last and clicked_of(last) else None,
         "previous_read_s": None if last is None else _read_by(last, now),
     }
 
 
 def _read_by(row: dict[str, Any], now: int) -> float | None:
     """The page asked for may come while the article is still open (in another tab)."""
-    seconds = _number(row["next_read_time"])
-    return None if seconds is None else min(seconds, (now - _clicked_ms(row)) / 1000)
+    seconds = number(row["next_read_time"])
+    return None if seconds is None else min(seconds, (now - clicked_ms(row)) / 1000)
 
 
 def _feedback(row: dict[str, Any]) -> Iterator[Feedback]:
-    clicked = _clicked_ms(row)
-    seconds = _number(row["next_read_time"])
-    for article in _clicked(row):
+    clicked = clicked_ms(row)
+    seconds = number(row["next_read_time"])
+    for article in clicked_of(row):
         yield _answer(row, FeedbackKind.CLICK, clicked, article)
         if seconds is not None:
             yield _answer(row, FeedbackKind.DWELL, clicked + round(seconds * 1000), article, seconds)
 
 
 def _page_turn(row: dict[str, Any], following: dict[str, Any]) -> Feedback:
-    return _answer(row, FeedbackKind.PAGE_TURN, _ms(following["impression_time"]))
+    return _answer(row, FeedbackKind.PAGE_TURN, ms(following["impression_time"]))
 
 
 def _answer(
@@ -317,24 +336,3 @@ def _article_vectors(articles: list[str], histories: Iterable[list[_Read]], dim:
 
 def _request_id(row: dict[str, Any]) -> str:
     return f"eb{row['impression_id']}"
-
-
-def _clicked(row: dict[str, Any]) -> list[int]:
-    return list(row["article_ids_clicked"])
-
-
-def _clicked_ms(row: dict[str, Any]) -> int:
-    return _ms(row["impression_time"]) + round(_seconds(row["read_time"]) * 1000)
-
-
-def _ms(time: datetime) -> int:
-    """The log's times name no zone; they are taken as UTC."""
-    return round(time.replace(tzinfo=UTC).timestamp() * 1000)
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or value != value else float(value)
-
-
-def _seconds(value: float | None) -> float:
-    return _number(value) or 0.0

@@ -72,7 +72,7 @@ def keys(value: object) -> set[str]:
 def test_every_key_of_the_examples_is_documented(path) -> None:
     config = YAML(typ="safe").load(path)
     given = keys({k: v for k, v in config.items() if k not in ("embeddings", "reward")}) | keys(
-        list(config["embeddings"].values())
+        list(config.get("embeddings", {}).values())
     )
     assert given <= set(re.findall(r"^\| `(\w+)` \|", DOCS.read_text(), re.MULTILINE))
 
