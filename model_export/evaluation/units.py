@@ -59,10 +59,8 @@ class SeenSample(Struct, frozen=True, gc=False):
     def rated(self, rate: str) -> SeenPage:
         """The page with 1 for a reward where it was clicked on (clicks), or shown (exposure)."""
         page = self.impression
-        counts = any(each.clicks for each in self.labels) if rate == CLICKS else self.shown
-        return SeenPage(
-            page.request_id, page.user_id, page.session_id, page.time_ms, page.decision, float(self.shown and counts)
-        )
+        counts = self.shown and (rate == EXPOSURE or any(each.clicks for each in self.labels))
+        return SeenPage(page.request_id, page.user_id, page.session_id, page.time_ms, page.decision, float(counts))
 
 
 class Unit(Struct, frozen=True, gc=False):

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from pipeline.config.schema import Dense, FeatureConfig, Publish, ZScore
 from pipeline.events import encode
+from pipeline.features.encoder import Encoder
 from pipeline.learning.checkpoint import Checkpoints, restore
 from pipeline.learning.going_back import chosen
 from pipeline.learning.learners import learner_of
@@ -132,6 +133,13 @@ def test_how_long_each_transition_waited_for_a_candidate_is_told(bench: Bench) -
     name = "pageturn_trainer_transition_to_candidate_seconds_count"
     [told] = [s.value for m in bench.metrics.registry.collect() for s in m.samples if s.name == name]
     assert told == ROUNDS * ROUND_SIZE
+
+
+def test_what_was_learned_before_is_not_handed_out_as_if_it_were_new(bench: Bench) -> None:
+    training = Training(bench.config, Encoder(bench.config))
+    training.progress.ingested, training.progress.exported = 7, 5
+    training.go_back(None)
+    assert training.news == 0
 
 
 def test_a_request_is_followed_once(bench: Bench) -> None:
