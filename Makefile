@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster test-flink bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -31,11 +31,7 @@ cluster:
 	cluster/fetch.sh flink
 
 test-cluster: $(READY) cluster
-	$(BIN)/python -m pytest -m cluster --timeout 900 --ignore tests/cluster/test_flink.py $(PYTEST_ARGS)
-
-# The stream on Flink is young: on a busy machine these tests fail at times, and not every change has to pass them yet.
-test-flink: $(READY) cluster
-	$(BIN)/python -m pytest -m cluster --timeout 900 tests/cluster/test_flink.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m cluster --timeout 900 $(PYTEST_ARGS)
 
 # Prints the table and keeps its figures. On a machine that does nothing else: ten minutes.
 bench-stream: $(READY) cluster

@@ -61,7 +61,7 @@ def layers(profiles: Path) -> Counter[str]:
     A function that is not written in Python belongs to the layer of who called it.
     """
     spent: Counter[str] = Counter()
-    for file in profiles.iterdir():
+    for file in filter(Path.is_file, profiles.rglob("*")):
         for (name, _, _), (_, _, own_s, _, callers) in pstats.Stats(str(file)).stats.items():  # type: ignore[attr-defined]
             if name != "~" or not callers:
                 spent[_layer(name)] += own_s

@@ -24,7 +24,8 @@ from pipeline.transitions.session import output_id, topic_of
 from tests.beam.conftest import session_traffic
 from tests.laws import reference_stream
 
-# Windows short enough for pages to close and sessions to end within the traffic.
+# Windows short enough for pages to close and sessions to end within the traffic. The skew is longer than a busy broker
+# takes to show what it has stamped.
 CONFIG = """
 schema_version: 1
 name: feed
@@ -39,7 +40,7 @@ buckets: {salt: salt, assign: [{name: all, policy: base, slots: [0, 99]}]}
 stream:
   attribution: {click: 3s, order: 3s}
   lateness: 1s
-  clock_skew: 1s
+  clock_skew: 5s
   session_gap: 10s
   max_pages: 4
   remember_closed: 20s

@@ -162,6 +162,11 @@ class Cluster:
             assert time.monotonic() < deadline_s, self.said()
             time.sleep(0.2)
 
+    def broken_promises(self) -> list[str]:
+        """What readers said of records that came too late for their watermark."""
+        lines = (line for log in self._folder.glob("*.log") for line in log.read_text().splitlines())
+        return [line for line in lines if "taken to be over" in line]
+
     def said(self) -> str:
         return "\n".join(f"{log.name}: {log.read_text()[-2_000:]}" for log in sorted(self._folder.glob("*.log")))
 
