@@ -29,7 +29,7 @@ class Known:
     def state(self, requests: Requests, page: int) -> State:
         columns = requests.user_features[page].tolist()
         depth, pause_days, requested, sin, cos = columns[-5:]
-        user = {name: _rounded(x) for name, x in zip(self._user, columns, strict=False)}
+        user: Features = {name: _rounded(x) for name, x in zip(self._user, columns, strict=False)}
         user |= {"requests": round(50 * requested), "pause_h": _rounded(24 * pause_days)}
         return State(user, {"hour_sin": _rounded(sin), "hour_cos": _rounded(cos)}, {"depth": round(10 * depth)})
 
