@@ -9,11 +9,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from apache_beam.coders import BytesCoder, StrUtf8Coder
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.portability.api import beam_fn_api_pb2 as fn_api
 from apache_beam.portability.api import beam_provision_api_pb2 as provision
 from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
 from apache_beam.runners.worker import statecache
+from apache_beam.runners.worker.bundle_processor import FnApiUserStateContext
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from pipeline.config.schema import FeatureConfig
@@ -23,7 +28,7 @@ from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.flink import launch
 from pipeline.streaming.flink.options import Settings, pipeline_options
 from pipeline.streaming.flink.source import Pace, ReadLog, ReadPartitions
-from pipeline.streaming.flink.worker import environment, weight
+from pipeline.streaming.flink.worker import commit, environment, weight
 
 LATENESS_MS, SKEW_MS = 100, 10
 BEGINNING_MS = MIN_TIMESTAMP.micros // 1000 + 1
@@ -188,6 +193,54 @@ def test_the_cache_of_state_counts_sessions(monkeypatch: pytest.MonkeyPatch) -> 
         cache.put((key, b"token"), [])
         cache.put((key, b"token"), ["session"])
     assert [cache.peek((key, b"token")) for key in "abcd"] == [None, ["session"], ["session"], ["session"]]
+
+
+class Store:
+    """Of state, in the place of Flink's: notes how many writes had come when the answer to one was waited for."""
+
+    def __init__(self, error: str = "") -> None:
+        self.writes: list[tuple[str, bytes, list[object]]] = []
+        self.waited_after: list[int] = []
+        self._error = error
+
+    def clear(self, key: fn_api.StateKey) -> Store:
+        self.writes.append(("clear", key.bag_user_state.key, []))
+        return self
+
+    def extend(self, key: fn_api.StateKey, coder: object, elements: list[object]) -> Store:
+        self.writes.append(("extend", key.bag_user_state.key, elements))
+        return self
+
+    def get(self) -> fn_api.StateResponse:
+        self.waited_after.append(len(self.writes))
+        return fn_api.StateResponse(error=self._error)
+
+
+def changed(store: Store) -> FnApiUserStateContext:
+    """By a bundle: one session is written, one is over, one was only looked for."""
+    context = FnApiUserStateContext(store, "Sessions", StrUtf8Coder(), GlobalWindows().get_window_coder())
+    one, over, _ = (
+        context.get_state(ReadModifyWriteStateSpec("session", BytesCoder()), name, GlobalWindow()) for name in "abc"
+    )
+    one.write(b"x")
+    over.clear()
+    return context
+
+
+def test_what_a_bundle_changed_is_sent_before_an_answer_is_waited_for() -> None:
+    store, beams = Store(), Store()
+    commit(changed(store))
+    changed(beams).commit()
+    assert (
+        store.writes == beams.writes == [("clear", b"\x01a", []), ("extend", b"\x01a", [b"x"]), ("clear", b"\x01b", [])]
+    )
+    assert store.waited_after == [3, 3, 3]
+    assert beams.waited_after == [2, 3]
+
+
+def test_state_that_was_not_taken_fails_the_bundle() -> None:
+    with pytest.raises(RuntimeError, match="did not take the state of sessions: no room"):
+        commit(changed(Store("no room")))
 
 
 def test_a_job_goes_on_from_the_newest_complete_state(tmp_path: Path) -> None:
