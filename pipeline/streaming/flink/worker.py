@@ -46,8 +46,8 @@ def weight(*values: object) -> int:
 def commit(context: Any) -> None:
     """Write what a bundle has changed: everything is sent, then everything is waited for.
 
-    Beam's own waits for the answer to each write before it sends the next one, which wakes four threads for each session
-    in each bundle; and it does not look at the answers.
+    Beam's own waits for the answer to each write before it sends the next, which wakes four threads for each session in
+    each bundle; and it does not look at the answers.
     """
     sent = [request for state in context._all_states.values() for request in _writes(state._underlying_bag_state)]
     errors = sorted({answer.error for answer in (request.get() for request in sent) if answer.error})
