@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -59,6 +60,7 @@ _IDLE = 0.3  # of a core: a job that only looks for events takes less
 class Job(NamedTuple):
     records: Callable[[FeatureConfig], beam.PTransform]
     flags: tuple[str, ...] = ()  # of Beam's, beside those that a stream is submitted with
+    worker: str = ""  # a module that is one; without: ours
 
 
 class Clock:
@@ -79,7 +81,7 @@ class Site:
         self.spent: Counter[str] = Counter()  # CPU-seconds of the last job, by what they went to
         self.cluster = Cluster(JARS, folder / "flink", free_ports(3), task_managers=1, jvm=())
         self._jar = job_server(JARS, folder)
-        self._job_server = StopOnExitJobServer(FlinkJarJobServer(self._options(())))
+        self._job_server = StopOnExitJobServer(FlinkJarJobServer(self._options(Job(StreamRecords))))
 
     def start(self) -> None:
         self.cluster.start()
@@ -95,7 +97,7 @@ class Site:
         """Seconds of the worker's Python, by layer of the code."""
         folder = self._folder / "profiles"
         folder.mkdir()
-        self._run(Job(job.records, (*job.flags, "--profile_cpu", f"--profile_location={folder}")), task)
+        self._run(job._replace(flags=(*job.flags, "--profile_cpu", f"--profile_location={folder}")), task)
         return spending.layers(folder)
 
     def _run(self, job: Job, task: Task) -> Counter[str]:
@@ -116,17 +118,25 @@ class Site:
     def _submit(self, job: Job, config: FeatureConfig, log: FileLog, folder: Path, clock: Clock) -> None:
         stream, url = config.stream, folder.as_uri()
         source = ReadLog(url, log.partitions(EVENTS), 1, stream.lateness, stream.clock_skew, clock_ms=clock)
-        pipeline = beam.Pipeline(runner=_Runner(self._job_server), options=self._options(job.flags))
+        pipeline = beam.Pipeline(runner=_Runner(self._job_server), options=self._options(job))
         _ = pipeline | "Read" >> source | "Stream" >> job.records(config) | "Write" >> beam.ParDo(AppendToLog(url))
         pipeline.run()
 
-    def _options(self, flags: tuple[str, ...]) -> PipelineOptions:
+    def _options(self, job: Job) -> PipelineOptions:
         """Modules that jobs are pickled from by name must be there for the workers, too."""
-        environment = json.dumps({"command": worker_command(), "env": {"PYTHONPATH": str(ROOT)}})
-        extra = (f"--environment_config={environment}", *flags)
+        command = self._command(job.worker) if job.worker else worker_command()
+        environment = json.dumps({"command": command, "env": {"PYTHONPATH": str(ROOT)}})
+        extra = (f"--environment_config={environment}", *job.flags)
         settings = Settings(self.cluster.address, job_server=str(self._jar), extra=extra)
         self._number += 1
         return pipeline_options(settings, f"job-{self._number}", (self._folder / "checkpoints").as_uri(), None)
+
+    def _command(self, module: str) -> str:
+        """A file that runs a module."""
+        file = self._folder / module
+        file.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        file.chmod(0o755)
+        return str(file)
 
     def _until_idle(self) -> Counter[str]:
         """What was taken until then, since the cluster started."""
@@ -173,7 +183,10 @@ class _Runner(FlinkRunner):
 
 
 OURS, NAIVE = "job on Flink", "naive job on Flink"
-JOBS = {OURS: Job(StreamRecords), NAIVE: Job(NaiveRecords, ("--max_cache_memory_usage_mb=0",))}  # 0: as Beam has it
+JOBS = {  # a cache of 0: as Beam has it
+    OURS: Job(StreamRecords),
+    NAIVE: Job(NaiveRecords, ("--max_cache_memory_usage_mb=0",), "benchmarks.naive_worker"),
+}
 
 
 @contextmanager

@@ -24,14 +24,19 @@ _STATE_BYTES = 20_000  # what a session takes in memory, on average: a few pages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    prepare(arguments)
+    statecache.get_deep_size = weight
+    bundle_processor.FnApiUserStateContext.commit = commit  # type: ignore[method-assign]
+    sdk_worker_main.main([])
+
+
+def prepare(arguments: Sequence[str] | None = None) -> None:
+    """Put what Beam's main program reads where it reads it."""
     parser = argparse.ArgumentParser(prog="pageturn-flink-worker", description=__doc__)
     parser.add_argument("--id", required=True)
     parser.add_argument("--provision_endpoint", required=True)
     given, _ = parser.parse_known_args(arguments)  # other endpoints are in the provision, too
     os.environ.update(environment(given.id, provision_of(given.provision_endpoint, given.id)))
-    statecache.get_deep_size = weight
-    bundle_processor.FnApiUserStateContext.commit = commit  # type: ignore[method-assign]
-    sdk_worker_main.main([])
 
 
 def weight(*values: object) -> int:
