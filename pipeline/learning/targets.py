@@ -6,6 +6,7 @@ Source: Lillicrap et al. 2016 (polyak averages), Mnih et al. 2015 (periodic copi
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Several
 from typing import Protocol
 
 import tensorflow as tf
@@ -32,7 +33,7 @@ class Polyak(tf.Module):
     def __init__(self, online: tf.Module, copy: tf.Module, tau: float) -> None:
         super().__init__(name="polyak")
         self.networks, self._tau = copy, tau
-        self._pairs = _paired(copy, online)
+        self._pairs = _paired(copy.trainable_variables, online.trainable_variables)
 
     def follow(self) -> None:
         for old, new in self._pairs:
@@ -46,7 +47,7 @@ class Periodic(tf.Module):
         super().__init__(name="periodic")
         self.networks, self._period = copy, period
         self.updates = tf.Variable(0, trainable=False, dtype=tf.int64, name="updates")
-        self._pairs = _paired(copy, online)
+        self._pairs = _paired(copy.variables, online.variables)
 
     def follow(self) -> None:
         due = self.updates.assign_add(1) % self._period == 0
@@ -58,8 +59,8 @@ class Periodic(tf.Module):
         return 0
 
 
-def _paired(copy: tf.Module, online: tf.Module) -> tuple[tuple[tf.Variable, tf.Variable], ...]:
-    pairs = tuple(zip(copy.trainable_variables, online.trainable_variables, strict=True))
+def _paired(copy: Several[tf.Variable], online: Several[tf.Variable]) -> tuple[tuple[tf.Variable, tf.Variable], ...]:
+    pairs = tuple(zip(copy, online, strict=True))
     for old, new in pairs:
         old.assign(new)
     return pairs

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,7 +23,15 @@ from pageturn.__main__ import _verdicts, main
 from pipeline.logs.log import EVENTS, OUTPUTS, Entry, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.stores.opening import open_store
-from pipeline.stores.published import Pointer, Served, change_pointer, read_pointers
+from pipeline.stores.published import (
+    GoBack,
+    Pointer,
+    Served,
+    VersionRecord,
+    change_pointer,
+    read_pointers,
+    version_key,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "feature_configs" / "ebnerd.yaml"
@@ -270,6 +279,8 @@ def test_a_controllers_last_line_leaves_nothing_out() -> None:
 def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
     old, new = Served(1, "a"), Served(2, "b")
     store = open_store(f"sqlite:///{place}/store.db")
+    record = VersionRecord("rl_a", 1, "ebn_rl_a", "a", "config", "candidate-1", 1)
+    store.put(version_key("ebn", "rl_a", 1), msgspec.json.encode(record))
     change_pointer(store, "ebn", "rl_a", lambda _: Pointer(stable=new, previous=old))
 
     def switched(what: str) -> Pointer:
@@ -282,7 +293,8 @@ def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
     assert not switched("on").off
     assert switched("freeze").frozen
     assert not switched("release").frozen
-    assert switched("rollback") == Pointer(stable=old, previous=new, frozen=True)
+    back = GoBack(1, "candidate-1")
+    assert switched("rollback") == Pointer(stable=old, previous=new, frozen=True, back=back)
     assert read_pointers(store, "ebn", ("rl_b",))["rl_b"] == Pointer()
     store.close()
 
