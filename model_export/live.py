@@ -55,16 +55,22 @@ class LiveWatch:
         for name, policy in state.policies.items():
             stable = policy.pointer.stable
             if stable is not None and policy.pending is None:
-                self._see(name, stable.version, beats)
+                self.hear(name, stable.version, beats)
                 state, verdict = self._conclude(verdicts, state, name, policy, stable)
                 drawn += [verdict] if verdict else []
         return state, tuple(drawn)
 
-    def _see(self, name: str, version: int, beats: list[Heartbeat]) -> None:
+    def checks(self, policy: str) -> tuple[Check, ...]:
+        seen = self._seen[policy]
+        return live_checks(self._rules, seen.usage, seen.before)
+
+    def hear(self, name: str, version: int, beats: list[Heartbeat]) -> None:
         seen = self._seen.get(name)
         if seen is None or seen.version != version:
             seen = self._seen[name] = _Seen(version, before=None if seen is None else seen.usage)
-        seen.usage = total([b.usage[name] for b in beats if b.versions.get(name) == version and name in b.usage])
+        usage = total([b.usage[name] for b in beats if b.versions.get(name) == version and name in b.usage])
+        if usage.pages >= seen.usage.pages:  # agents that were not heard of for a moment have not unsaid anything
+            seen.usage = usage
 
     def _conclude(
         self, verdicts: VerdictLog, state: DesiredState, name: str, policy: PolicyState, stable: Served
@@ -73,7 +79,7 @@ class LiveWatch:
         back_to = policy.pointer.previous
         if policy.pointer.frozen or policy.pointer.off or back_to is None:
             return state, None
-        failed = first_failure(live_checks(self._rules, self._seen[name].usage, self._seen[name].before))
+        failed = first_failure(self.checks(name))
         if failed is None:
             return state, None
         _LOG.warning("%s version %d: %s; back to version %d", name, stable.version, explain(failed), back_to.version)

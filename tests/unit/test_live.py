@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from model_export.live import live_checks
+from model_export.live import LiveWatch, live_checks
 from model_export.verdicts import read_verdicts
 from pipeline.agent.metering import Meter, MeteredServer
 from pipeline.config.schema import Guard
@@ -98,6 +98,15 @@ def test_what_is_said_of_another_version_does_not_count(served: Any) -> None:
     write_heartbeat(served.store, "fd", Heartbeat("slow", served.now_ms, {"rl": 1}, {"rl": Usage(9_000, 9_000, 0, 0)}))
     served.run()
     assert served.pointer().stable.version == 3
+
+
+def test_what_agents_said_holds_while_they_are_not_heard_of(world: Any) -> None:
+    """On a busy machine: otherwise the next version could be blamed for nothing."""
+    watch = LiveWatch(world.site()[0], RULES)
+    for version, usages in ((2, [FINE]), (2, []), (3, [Usage(120, 120, 120, 0)])):
+        beats = [Heartbeat("agent", world.now_ms, {"rl": version}, {"rl": usage}) for usage in usages]
+        watch.hear("rl", version, beats)
+    assert [check.name for check in watch.checks("rl") if not check.passed] == ["live_fallbacks"]
 
 
 def test_without_a_guard_nothing_goes_back(served: Any) -> None:
