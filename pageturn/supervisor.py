@@ -33,7 +33,7 @@ class Part(NamedTuple):
     command: Sequence[str]
     env: Mapping[str, str] | None = None
     has_end: bool = False  # it is not started again after it has ended with status 0
-    grace_s: float = 10.0  # from SIGTERM to SIGKILL
+    grace_s: float = 30.0  # from SIGTERM to SIGKILL; the trainer writes a checkpoint first
 
 
 class PartEvent(Struct, frozen=True, omit_defaults=True):
