@@ -37,7 +37,8 @@ test-cluster: $(READY) cluster
 bench-stream: $(READY) cluster
 	$(BIN)/python -m benchmarks.on_flink --json benchmarks/results/stream.json
 
-# DRN and what it is compared with on the simulated news: ten methods, five seeds. Resumes where it was stopped.
+# DRN and what it is compared with on the simulated news: eleven methods, five seeds. Resumes where it was stopped;
+# `python -m benchmarks.drn --docs` writes its tables into docs/drn.md.
 bench-drn: $(READY)
 	$(BIN)/python -m benchmarks.drn --json benchmarks/results/drn.json
 

@@ -29,6 +29,7 @@ class Plan(Struct, frozen=True):
 
     gamma: float = 0.4
     beta: float = 0.05
+    double: bool = True
     minor: Literal["none", "epsilon", "dbgd", "gradient", "es"] = "none"
     epsilon: float = 0.1
     noise: Noise = Noise(layers=("advantage",))
@@ -194,4 +195,4 @@ class DrnMethod:
 
     def _drn(self, widths: Widths) -> Drn:
         plan = self.plan
-        return Drn(widths, Settings(plan.gamma, True, plan.hidden, plan.learning_rate, seeds=(self._seed,)))
+        return Drn(widths, Settings(plan.gamma, plan.double, plan.hidden, plan.learning_rate, seeds=(self._seed,)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ from benchmarks.shares import over_seeds
 from pipeline.simulation.outcomes import Estimate
 
 FIGURES = ("ctr", "precision5", "ndcg", "ils", "reward", "activeness", "requests", "clicks")
+
+VERDICTS = ("appears", "reversed", "not told apart")
 
 Runs = Mapping[str, Mapping[int, Run]]  # by method and seed
 
@@ -50,6 +54,7 @@ CLAIMS = (
     Ordering("ils", "LinUCB", "DDQN+U+DBGD"),
 )
 QUESTIONS = (
+    Ordering("ctr", "DDQN", "DQN"),
     Ordering("ctr", "DDQN+U+gradient", "DDQN+U"),
     Ordering("ctr", "DDQN+U+gradient", "DDQN+U+DBGD"),
     Ordering("ctr", "DDQN+U+ES", "DDQN+U+DBGD"),
@@ -60,6 +65,7 @@ QUESTIONS = (
 
 
 def mean_of(run: Run, figure: str) -> float:
+    """Over the days."""
     return float(np.mean([getattr(day, figure) for day in run.days]))
 
 
@@ -75,9 +81,28 @@ def difference(runs: Runs, ordering: Ordering) -> Estimate:
 
 
 def verdict(found: Estimate) -> str:
+    appears, turned, open_ = VERDICTS
     if found.low > 0:
-        return "appears"
-    return "reversed" if found.high < 0 else "not told apart"
+        return appears
+    return turned if found.high < 0 else open_
+
+
+def agreement(runs: Runs) -> list[str]:
+    """Of each figure of the paper's table what becomes of its orderings of any two methods."""
+    tallies = [(figure, tally(runs, place, figure)) for place, figure in enumerate(FIGURES[:4])]
+    return [f"  {figure:11} " + ", ".join(f"{n} {what}" for what, n in found.items()) for figure, found in tallies]
+
+
+def tally(runs: Runs, place: int, figure: str) -> dict[str, int]:
+    """`place` is that of the figure in the paper's table."""
+    found = Counter(verdict(difference(runs, each)) for each in _pairs(runs, place, figure))
+    return {each: found[each] for each in VERDICTS}
+
+
+def _pairs(runs: Runs, place: int, figure: str) -> list[Ordering]:
+    """The paper's, from the higher to the lower; equal ones are in no order."""
+    names = sorted((name for name in PAPER if name in runs), key=lambda name: -PAPER[name][place])
+    return [Ordering(figure, a, b) for a, b in combinations(names, 2) if PAPER[a][place] > PAPER[b][place]]
 
 
 def rows(runs: Runs) -> list[str]:
@@ -101,8 +126,12 @@ def daily(runs: Mapping[int, Run], figure: str) -> np.ndarray:
 
 
 def statements(runs: Runs, orderings: Sequence[Ordering]) -> list[str]:
-    known = [o for o in orderings if o.higher in runs and o.lower in runs]
-    return [_statement(o, difference(runs, o)) for o in known]
+    return [_statement(o, difference(runs, o)) for o in known(runs, orderings)]
+
+
+def known(runs: Runs, orderings: Sequence[Ordering]) -> list[Ordering]:
+    """Those of methods that were run."""
+    return [o for o in orderings if o.higher in runs and o.lower in runs]
 
 
 def _statement(o: Ordering, found: Estimate) -> str:
@@ -112,15 +141,17 @@ def _statement(o: Ordering, found: Estimate) -> str:
 
 def updates(runs: Runs) -> list[str]:
     """Of minor updates what became of them, over all seeds."""
-    lines = []
+    return [f"{name:16} " + ", ".join(f"{what} {n}" for what, n in found.items()) for name, found in outcomes(runs)]
+
+
+def outcomes(runs: Runs) -> list[tuple[str, dict[str, int]]]:
+    """By method that has minor updates."""
+    found = []
     for name, of_seeds in runs.items():
-        counts: dict[str, int] = {}
-        for run in of_seeds.values():
-            for what, count in run.updates.items():
-                counts[what] = counts.get(what, 0) + count
+        counts = sum((Counter(run.updates) for run in of_seeds.values()), Counter[str]())
         if counts:
-            lines.append(f"{name:16} " + ", ".join(f"{what} {count}" for what, count in sorted(counts.items())))
-    return lines
+            found.append((name, dict(sorted(counts.items()))))
+    return found
 
 
 assert set(FIGURES) == set(Day.__struct_fields__)

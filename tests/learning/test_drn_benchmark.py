@@ -7,12 +7,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
 
 from benchmarks import drn
-from benchmarks.news import table
+from benchmarks.news import table, telling
 from benchmarks.news.history import History
 from benchmarks.news.methods import best_first
+from benchmarks.news.plans import METHODS, Ucb, maker
 from benchmarks.news.ranking import DrnMethod, Plan
+from benchmarks.news.record import Record, Row, key, read_record, write_record
 from benchmarks.news.running import Day, Run, Scale, ils, ndcg, run
 from benchmarks.shares import BenchmarkError
 from pipeline.ranking.activeness import EXACT
@@ -183,7 +186,7 @@ def test_rows_are_run_once_and_reported(
     monkeypatch.setattr(drn, "QUICK", TINY)
     monkeypatch.setattr(drn, "World", lambda: World(COARSE))
     monkeypatch.setattr(drn, "METHODS", {"LinUCB": None, "DN": Plan(gamma=0.0, beta=0.0, **SMALL)})
-    asked = ["--quick", "--rows", str(tmp_path / "rows.jsonl"), "--json", str(tmp_path / "r.json")]
+    asked = ["--quick", "--json", str(tmp_path / "there" / "r.json")]
     drn.main(asked)
     first = capsys.readouterr().out
     assert first.count(" s\n") == 4
@@ -191,8 +194,9 @@ def test_rows_are_run_once_and_reported(
     drn.main(asked)
     again = capsys.readouterr().out
     assert again == first[first.index("simulated news") :]
-    result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=drn.Result)
+    result = msgspec.json.decode((tmp_path / "there" / "r.json").read_bytes(), type=Record)
     assert {(row.method, row.seed) for row in result.rows} == {(name, seed) for name in drn.METHODS for seed in (1, 2)}
+    assert {row.method: row.settings["gamma"] for row in result.rows if "gamma" in row.settings} == {"DN": 0.0}
     assert all(len(row.run.days) == 1 for row in result.rows)
     assert all(row.run.days[0].ctr > 0 for row in result.rows)
 
@@ -200,11 +204,80 @@ def test_rows_are_run_once_and_reported(
 @pytest.mark.parametrize("name", ["random", "LR (FTRL)", "LinUCB"])
 def test_what_does_without_a_network_ranks_as_well(name: str) -> None:
     scale = Scale(users=60, warm_days=1, days=1)
-    days = run(drn.maker(name, None), COARSE, scale, seed=1).days
+    days = run(maker(METHODS[name]), COARSE, scale, seed=1).days
     assert (days[0].ctr > 0.09) == (name != "random")
 
 
-def test_a_file_that_has_no_rows_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(BenchmarkError, match=r"rows\.jsonl: expected a row"):
-        drn.Rows(tmp_path / "rows.jsonl")
+@pytest.mark.parametrize("text", ["{}\n", "figures"])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(BenchmarkError, match=r"rows\.json: expected what `python -m benchmarks\.drn` writes"):
+        read_record(tmp_path / "rows.json", Record.empty(World(), TINY))
+
+
+def test_figures_of_another_scale_are_not_mixed_with_these(tmp_path: Path) -> None:
+    write_record(tmp_path / "rows.json", Record.empty(World(), TINY))
+    assert read_record(tmp_path / "rows.json", Record.empty(World(), TINY)).rows == ()
+    with pytest.raises(BenchmarkError, match=r'rows\.json: expected figures of .*"users":1000.*"users":40'):
+        read_record(tmp_path / "rows.json", Record.empty(World(), Scale()))
+
+
+def row(method: str, seed: int, ctr: float, key: str = "k") -> Row:
+    return Row(key, method, seed, None, run_of(ctr), 1.0)
+
+
+def test_a_row_with_other_settings_takes_the_place_of_the_old_one() -> None:
+    record = Record.empty(World(), TINY).with_row(row("DN", 1, 0.1, "old")).with_row(row("DN", 2, 0.2, "other"))
+    record = record.with_row(row("DN", 1, 0.3, "new"))
+    assert (record.find("old"), record.find("new")) == (None, row("DN", 1, 0.3, "new"))
+    assert {each.seed: each.run.days[0].ctr for each in record.rows} == {1: 0.3, 2: 0.2}
+
+
+def test_what_a_row_depends_on_is_in_its_key() -> None:
+    plain, other = Plan(), Plan(double=False)
+    keys = {key(World(), scale, "DDQN", seed, plan) for scale in (TINY, Scale()) for seed in (1, 2)
+            for plan in (plain, other, None)}  # fmt: skip
+    assert len(keys) == 12
+    assert key(World(), TINY, "LinUCB", 1, Ucb(0.1)) != key(World(), TINY, "LinUCB", 1, Ucb(0.2))
+
+
+def test_the_rows_of_the_papers_table_are_there_and_those_that_readers_ask_for() -> None:
+    assert set(table.PAPER) < set(METHODS)
+    assert {"random", "DQN", "DDQN+U+gradient", "DDQN+U+ES"} == set(METHODS) - set(table.PAPER)
+    assert {o.higher for o in table.CLAIMS + table.QUESTIONS} <= set(METHODS)
+    for ordering in table.CLAIMS:
+        place = table.FIGURES.index(ordering.figure)
+        assert table.PAPER[ordering.higher][place] > table.PAPER[ordering.lower][place], ordering
+    for name, settings in METHODS.items():
+        if isinstance(settings, Plan):
+            assert (settings.gamma > 0, settings.beta > 0) == (name != "DN", "+U" in name), name
+
+
+def test_plain_dqn_values_what_it_has_chosen_by_the_same_network() -> None:
+    asked = NewsFeed(COARSE, 1, 60, 2).requests()
+    learners = [maker(METHODS[name])(1, 60, 10, asked)._learner.settings for name in ("DQN", "DDQN")]
+    assert [(each.gamma, each.double) for each in learners] == [(0.4, False), (0.4, True)]
+
+
+def test_all_orderings_of_the_papers_table_are_counted() -> None:
+    runs = {name: {seed: run_of(figures[0] + 1e-6 * seed) for seed in (1, 2)} for name, figures in table.PAPER.items()}
+    assert table.tally(runs, 0, "ctr") == {"appears": 21, "reversed": 0, "not told apart": 0}
+    runs["LR (FTRL)"] = {seed: run_of(1 + 1e-6 * seed) for seed in (1, 2)}
+    assert table.tally(runs, 0, "ctr") == {"appears": 15, "reversed": 6, "not told apart": 0}
+    assert table.tally(runs, 1, "precision5") == {"appears": 0, "reversed": 0, "not told apart": 21}
+
+
+def test_what_was_found_is_written_between_the_marks_of_the_docs(tmp_path: Path) -> None:
+    docs = tmp_path / "drn.md"
+    docs.write_text("before\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nafter\n")
+    with pytest.raises(BenchmarkError, match="found none"):
+        telling.write(Record.empty(World(), TINY), docs)
+    rows = [row(name, seed, 0.1 * seed + (name == "DDQN")) for name in ("DN", "DDQN") for seed in (1, 2)]
+    telling.write(structs.replace(Record.empty(World(), TINY), rows=tuple(rows)), docs)
+    told = docs.read_text()
+    assert told.startswith("before\n<!-- figures: begin -->\nSimulated news v1")
+    assert told.endswith("\n<!-- figures: end -->\nafter\n")
+    assert "| click rate | DDQN > DN | appears | +1.0000 [+1.0000, +1.0000] |" in told
+    assert "| ILS | DDQN > DN | not told apart |" not in told  # only what is talked about
+    assert "old" not in told
+    assert telling.DOCS.read_text().count("<!-- figures: begin -->") == 1
