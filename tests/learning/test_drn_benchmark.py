@@ -185,7 +185,7 @@ def test_rows_are_run_once_and_reported(
 ) -> None:
     monkeypatch.setattr(drn, "QUICK", TINY)
     monkeypatch.setattr(drn, "World", lambda: World(COARSE))
-    monkeypatch.setattr(drn, "METHODS", {"LinUCB": None, "DN": Plan(gamma=0.0, beta=0.0, **SMALL)})
+    monkeypatch.setattr(drn, "METHODS", {"LinUCB": Ucb(), "DN": Plan(gamma=0.0, beta=0.0, **SMALL)})
     asked = ["--quick", "--json", str(tmp_path / "there" / "r.json")]
     drn.main(asked)
     first = capsys.readouterr().out
@@ -269,7 +269,7 @@ def test_all_orderings_of_the_papers_table_are_counted() -> None:
 
 def test_what_was_found_is_written_between_the_marks_of_the_docs(tmp_path: Path) -> None:
     docs = tmp_path / "drn.md"
-    docs.write_text("before\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nafter\n")
+    docs.write_text("before\n<!-- figures: begin -->\nthe last ones\n<!-- figures: end -->\nafter\n")
     with pytest.raises(BenchmarkError, match="found none"):
         telling.write(Record.empty(World(), TINY), docs)
     rows = [row(name, seed, 0.1 * seed + (name == "DDQN")) for name in ("DN", "DDQN") for seed in (1, 2)]
@@ -279,5 +279,5 @@ def test_what_was_found_is_written_between_the_marks_of_the_docs(tmp_path: Path)
     assert told.endswith("\n<!-- figures: end -->\nafter\n")
     assert "| click rate | DDQN > DN | appears | +1.0000 [+1.0000, +1.0000] |" in told
     assert "| ILS | DDQN > DN | not told apart |" not in told  # only what is talked about
-    assert "old" not in told
+    assert "the last ones" not in told
     assert telling.DOCS.read_text().count("<!-- figures: begin -->") == 1
