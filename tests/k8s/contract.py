@@ -15,6 +15,7 @@ import redis
 
 from pageturn.__main__ import main
 from pageturn.deadletters import REPLAYS
+from pageturn.embeddings import external_tables
 from pageturn.options import HEARTBEAT
 from pipeline.config.reading import parse_config
 from pipeline.config.schema import FeatureConfig
@@ -40,6 +41,7 @@ def check(objects: Objects) -> Iterator[str]:
         yield from _command_line(command)
         yield from _variables(command)
         yield from _files(command, objects)
+        yield from _tables(command, objects)
         yield from _urls(command)
         yield from _metrics(command)
     yield from _servers(objects)
@@ -57,10 +59,12 @@ def _command_line(command: Command) -> Iterator[str]:
     env = {name: value for name, value in command.env.items() if name.startswith("PAGETURN_")}
     with patch.dict(os.environ, env):
         try:
-            group = main.make_context("pageturn", args)
-            _, found, rest = main.resolve_command(group, [*group._protected_args, *group.args])
-            assert found is not None
-            found.make_context(found.name, rest, parent=group)
+            context = main.make_context("pageturn", args)
+            while isinstance(context.command, click.Group):  # a command of a command
+                words = [*context._protected_args, *context.args]
+                _, found, rest = context.command.resolve_command(context, words)
+                assert found is not None
+                context = found.make_context(found.name, rest, parent=context)
         except (click.ClickException, click.exceptions.Exit) as error:
             message = error.format_message() if isinstance(error, click.ClickException) else "only asks for help"
             yield f"{command.where}: pageturn {' '.join(command.args)}: {message}"
@@ -133,6 +137,17 @@ def _files(command: Command, objects: Objects) -> Iterator[str]:
             mounted_config(command, path, objects)
         except (PageturnError, LookupError) as error:
             yield f"{command.where}: --config={path}: {error}"
+
+
+def _tables(command: Command, objects: Objects) -> Iterator[str]:
+    """What vectors are loaded for, and from where."""
+    if command.args[:1] != ("embeddings",):
+        return
+    config, table, source = feature_config(objects), option(command, "--table"), command.args[2]
+    if config is not None and table not in external_tables(config):
+        yield f"{command.where}: --table={table} is no external table of the config"
+    if _mounted(command, source) is None:
+        yield f"{command.where}: {source} is where nothing is mounted"
 
 
 def mounted_config(command: Command, path: str, objects: Objects) -> FeatureConfig:

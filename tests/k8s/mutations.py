@@ -85,7 +85,8 @@ _SPEC = "/spec/template/spec"
 _FIRST = f"{_SPEC}/containers/0"
 AGENT, SERVING, REDIS = "Deployment/agent", "Deployment/tf-serving", "StatefulSet/redis"
 CONTROLLER, TRAINER, STREAM = "Deployment/version-controller", "StatefulSet/trainer", "StatefulSet/stream"
-BACKUP = "CronJob/redis-backup"
+BACKUP, VECTORS = "CronJob/redis-backup", "CronJob/item-vectors"
+_JOB = "/spec/jobTemplate/spec/template/spec/containers/0"
 FLINK = "FlinkDeployment/stream-flink"
 
 # Schemas of Kubernetes and of the operators.
@@ -219,6 +220,11 @@ CONTRACT = (
     Mutation("max.message.bytes of 16777216", "KafkaTopic/pageturn.samples", "/spec/config/max.message.bytes", 1048576),
     Mutation("3 replicas on 2 brokers", "KafkaNodePool/brokers", "/spec/replicas", 2),
     Mutation("one number of partitions everywhere", STREAM, f"{_FIRST}/args", swap("partitions=12", "partitions=6")),
+    Mutation("No such option '--missing'", VECTORS, f"{_JOB}/args", swap("--if-missing", "--missing")),
+    Mutation("No such command 'fill'", VECTORS, f"{_JOB}/args/1", "fill"),
+    Mutation("--table=shops is no external table", VECTORS, f"{_JOB}/args", swap("--table=shop", "--table=shops")),
+    Mutation("shop.parquet is where nothing is mounted", VECTORS, f"{_JOB}/args", swap("/item-vectors/", "/vectors/")),
+    Mutation("redis-tls/ca.crt is where nothing", VECTORS, f"{_JOB}/volumeMounts", less("redis-tls")),
     Mutation(r"is agent with the password of \['controller'\]", AGENT, f"{_FIRST}/env/3/valueFrom/secretKeyRef/key", "controller"),
     Mutation("expected the certificate of kafka-stream", STREAM, f"{_SPEC}/volumes/0/projected/sources/1/secret/name", "kafka-agent"),
 )
