@@ -22,16 +22,6 @@ LITTLE_ROOM = 4_096  # bytes that any file may grow to on a disk that is nearly 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.needs_redis]
 
 
-@pytest.fixture(scope="module")
-def loop(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
-    loop = Loop(tmp_path_factory.mktemp("faults"), redis_binary)
-    try:
-        loop.start()
-        yield loop
-    finally:
-        loop.stop()
-
-
 # Controllers -----------------------------------------------------------------------------------------------------
 
 

@@ -32,16 +32,6 @@ SLOW_MS = 8_000
 pytestmark = [pytest.mark.timeout(900), pytest.mark.needs_redis]
 
 
-@pytest.fixture(scope="module")
-def loop(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
-    loop = Loop(tmp_path_factory.mktemp("faults"), redis_binary)
-    try:
-        loop.start()
-        yield loop
-    finally:
-        loop.stop()
-
-
 # The store -------------------------------------------------------------------------------------------------------
 
 

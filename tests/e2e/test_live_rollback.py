@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -17,18 +14,8 @@ from tests.e2e.faulty_matrix import check_whole, decided_pages, publish
 from tests.e2e.faulty_trainer import CONFIG, POLICY, PREFIX
 
 PAGES = 50
-GUARDED = CONFIG.replace("load_timeout: 60s}", f"load_timeout: 60s, guard: {{min_pages: {PAGES}, slow: 1m}}}}")
+LOOP_CONFIG = CONFIG.replace("load_timeout: 60s}", f"load_timeout: 60s, guard: {{min_pages: {PAGES}, slow: 1m}}}}")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.needs_redis]
-
-
-@pytest.fixture
-def loop(redis_binary: str, tmp_path: Path) -> Iterator[Loop]:
-    loop = Loop(tmp_path, redis_binary, GUARDED)
-    try:
-        loop.start()
-        yield loop
-    finally:
-        loop.stop()
 
 
 def told_of(loop: Loop, version: int) -> bool:
