@@ -3,6 +3,8 @@
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
 ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
             operator has looked, and a new epoch begins
+superseded  the buckets were given other slots, so the units before are not to be weighed with those after; a new epoch
+            begins, and nothing else happens
 
 Every conclusion is a verdict, on the candidate "epoch-<number>", with all numbers; how things stand meanwhile is in
 <models>/evidence.json. All of it can be made again from the log: a controller that takes over reads it anew.
@@ -21,7 +23,7 @@ from msgspec.structs import replace
 
 from model_export.checks import Verdict
 from model_export.desired import DesiredState, PolicyState, follow
-from model_export.evaluation.evidence import Epoch, Evidence, Interval, Plan, budgets, evidence
+from model_export.evaluation.evidence import Epoch, Evidence, Interval, Plan, assigned, budgets, evidence
 from model_export.evaluation.units import SeenPage, SeenSample, Unit, Units, Window
 from model_export.publisher import record
 from model_export.sending_back import send_back
@@ -94,8 +96,25 @@ class Certifier:
         for name, policy in state.policies.items():
             if policy.pointer.stable is not None and policy.epoch is None:
                 past = (n for n in count(1) if verdicts.verdict_on(name, _name(n)) is None)
-                state = self._site.write(state, name, replace(policy, epoch=Epoch(next(past), self._site.clock_ms())))
+                state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, next(past))))
+            state = self._reassigned(verdicts, state, name)
         return state
+
+    def _epoch(self, policy: str, number: int) -> Epoch:
+        return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy))
+
+    def _reassigned(self, verdicts: VerdictLog, state: DesiredState, name: str) -> DesiredState:
+        """Where buckets have other slots than they had, nothing can be concluded from the epoch that has begun."""
+        epoch = state.policies[name].epoch
+        if epoch is None or epoch.assigned == assigned(self._site.config, name):
+            return state
+        if epoch.assigned is None:
+            epoch = replace(epoch, assigned=assigned(self._site.config, name))
+        else:
+            detail = "its buckets, or the baseline's, have other slots than when it began"
+            record(self._site, verdicts, Verdict(_name(epoch.number), name, "bucket", "superseded", "buckets", detail))
+            epoch = self._epoch(name, epoch.number + 1)
+        return self._site.write(state, name, replace(state.policies[name], epoch=epoch))
 
     def _open(self, state: DesiredState) -> None:
         """A case for every epoch. One that began before what was read needs all of it: the log is read again."""
@@ -155,7 +174,7 @@ class Certifier:
             # itself, which is for an operator to decide.
             assert changed.certified is not None  # since the first version
             changed = replace(changed, pointer=send_back(self._site, policy, changed.certified))
-        changed = replace(changed, epoch=Epoch(case.epoch.number + 1, self._site.clock_ms()))
+        changed = replace(changed, epoch=self._epoch(policy, case.epoch.number + 1))
         return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
 
     def _evidence(self, case: _Case) -> Evidence | None:

@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import msgspec
 import numpy as np
+import xxhash
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -75,6 +77,7 @@ class Epoch(Struct, frozen=True, omit_defaults=True):
 
     number: int = 1
     started_ms: int = 0
+    assigned: str | None = None  # see `assigned`; None: of before that was kept
 
 
 class Plan(Struct, frozen=True):
@@ -92,6 +95,15 @@ class Plan(Struct, frozen=True):
         theirs = [bucket for bucket in config.buckets.assign if bucket.policy not in learned]
         a, b = (sum(last - first + 1 for first, last in (bucket.slots for bucket in side)) for side in (ours, theirs))
         return cls(rules, frozenset(x.name for x in ours), frozenset(x.name for x in theirs), a / (a + b))
+
+
+def assigned(config: FeatureConfig, policy: str) -> str:
+    """Who is compared with whom, as a name: with other slots the share of the units is another, and what was weighed by
+    the one before is wrong."""
+    plan, buckets = Plan.of(config, policy, Certification(unit_reward=(0.0, 1.0))), config.buckets
+    slots = sorted((b.name, *b.slots) for b in buckets.assign if b.name in plan.ours | plan.theirs)
+    sides = sorted(plan.ours), sorted(plan.theirs)
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode((buckets.salt, buckets.unit, buckets.slots, slots, sides)))
 
 
 def budgets(rules: Certification) -> dict[str, float]:

@@ -204,6 +204,38 @@ def test_a_crash_after_the_verdict_does_what_it_says_and_judges_once(feed: Feed)
     assert feed.epoch().number == 2
 
 
+def resized(world: Any, last: int) -> None:
+    """The baseline's bucket ends at this slot; the policy's has the others."""
+    base, ours = world.config.buckets.assign
+    assign = (replace(base, slots=(0, last)), replace(ours, slots=(last + 1, 99)))
+    world.config = replace(world.config, buckets=replace(world.config.buckets, assign=assign))
+
+
+def test_buckets_of_another_size_begin_an_epoch_of_their_own(feed: Feed) -> None:
+    """Otherwise units of before would be weighed with a share that they were not drawn with: of equal buckets one would
+    look ten times as good, or as bad."""
+    feed.earn(2.0, 2.0, units=400)
+    assert feed.run().concluded == {}
+    resized(feed.world, 4)
+    feed.run()
+    (verdict,) = feed.conclusions()
+    assert (verdict.candidate, verdict.outcome, verdict.reason) == ("epoch-1", "superseded", "buckets")
+    assert feed.epoch().number == 2
+    assert read_evidence(feed.world.models)["rl"].policy.units == 0
+    feed.run()
+    assert (feed.epoch().number, len(feed.conclusions())) == (2, 1)
+
+
+def test_an_epoch_of_before_that_was_kept_goes_on(feed: Feed) -> None:
+    begun = feed.epoch()
+    path = feed.world.models / "desired.json"
+    path.write_text(path.read_text().replace(f'"assigned": "{begun.assigned}"', '"assigned": null'))
+    assert feed.epoch().assigned is None
+    feed.run()
+    assert feed.epoch() == begun
+    assert feed.conclusions() == []
+
+
 def test_a_lost_desired_state_does_not_spend_an_epoch_twice(feed: Feed) -> None:
     published(feed, 1_000)
     feed.earn(3.0, 2.0)
