@@ -20,7 +20,8 @@ from pipeline.features.moments import Moments
 
 Actions = Sequence[Sequence[float]]  # [n probes][n dimensions]
 Tier = Literal["bootstrap", "every_version", "live", "bucket"]
-Outcome = Literal["accepted", "refused", "kept", "superseded", "sent_back", "certified", "ended"]
+Outcome = Literal["accepted", "refused", "kept", "superseded", "promoted", "sent_back", "certified", "ended"]
+CANARY = "canary"  # the reason of what is accepted for a share of its buckets, until it is promoted
 Evidence = Literal["no_baseline_yet", "not_enough_evidence"]
 
 _INSIDE = 1e-5  # of the range: rounding of float32 at a bound
@@ -53,7 +54,7 @@ class Verdict(Struct, frozen=True):
 
     kept: nothing wrong with the candidate, but the version in use stays (frozen by an operator, servers out of reach).
     superseded: a newer candidate was there before this one was looked at.
-    sent_back: it was served, and left its bounds; see `model_export/live.py`.
+    promoted, sent_back: it was served, and kept within its bounds, or left them; see `model_export/live.py`.
     certified, ended: of an epoch of the policy's buckets, in the tier "bucket"; see `model_export/certifying.py`.
     """
 
@@ -61,7 +62,7 @@ class Verdict(Struct, frozen=True):
     policy: str
     tier: Tier
     outcome: Outcome
-    reason: str  # name of the failed check or step; "" when accepted
+    reason: str  # name of the failed check or step; "" when accepted (for all of its buckets)
     detail: str
     evidence: Evidence | None = None  # None: the candidate was not looked at
     time_ms: int = 0

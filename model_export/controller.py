@@ -21,6 +21,7 @@ from model_export.housekeeping import tidy
 from model_export.judging import judge
 from model_export.lease import Lease, LeaseLost
 from model_export.live import LiveWatch
+from model_export.promoting import promote_all
 from model_export.publisher import publish, record, resume
 from model_export.recovery import highest_fence, keep_in_step, take_over
 from model_export.showing import begin, show
@@ -53,7 +54,7 @@ class Summary(Struct):
     kept: dict[str, int] = field(default_factory=dict)  # by reason
     superseded: int = 0
     evidence: dict[str, int] = field(default_factory=dict)  # by state of the second tier
-    concluded: dict[str, int] = field(default_factory=dict)  # by outcome: epochs of the second tier, versions sent back
+    concluded: dict[str, int] = field(default_factory=dict)  # by outcome: epochs; versions that users met
 
     def count(self, verdict: Verdict) -> None:
         if verdict.outcome == "accepted":
@@ -176,10 +177,9 @@ def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None
         thorough = time.monotonic() - looked_s >= _THOROUGH_EVERY_S
         if thorough:
             looked_s = time.monotonic()
-        if live is not None:
-            state, drawn = live.look(verdicts, state)
-            for verdict in drawn:
-                _count(site, summary, verdict)
+        state, drawn = live.look(verdicts, state) if live else promote_all(site, verdicts, state)
+        for verdict in drawn:
+            _count(site, summary, verdict)
         state, busy = _round(site, verdicts, state, staging, summary, thorough=thorough)
         if certifier is not None:
             looked = certifier.look(verdicts, state)
@@ -270,8 +270,9 @@ def _consider(
 
 
 def _waiting(verdicts: VerdictLog, state: DesiredState, staging: Path, policy: str) -> list[Path]:
-    """Candidates without a verdict; none before the policy has its version 1."""
-    if state.policies[policy].pointer.stable is None:
+    """Candidates without a verdict; none before the policy has its version 1, and while one is being tried."""
+    pointer = state.policies[policy].pointer
+    if pointer.stable is None or (pointer.canary is not None and not pointer.frozen):
         return []
     return [p for p in list_candidates(staging, policy) if verdicts.verdict_on(policy, p.name) is None]
 

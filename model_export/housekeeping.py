@@ -35,8 +35,8 @@ def tidy(site: Site, verdicts: VerdictLog, state: DesiredState, staging: Path) -
 
 def in_use(heartbeats: tuple[Heartbeat, ...], policy: str, now_ms: int) -> frozenset[int]:
     """Versions that agents with a recent sign of life use."""
-    alive = (beat for beat in heartbeats if now_ms - beat.time_ms < HEARTBEAT_MS)
-    return frozenset(beat.versions[policy] for beat in alive if policy in beat.versions)
+    alive = [beat for beat in heartbeats if now_ms - beat.time_ms < HEARTBEAT_MS]
+    return frozenset(used[policy] for beat in alive for used in (beat.versions, beat.canaries) if policy in used)
 
 
 def _unload(site: Site, state: DesiredState) -> DesiredState:

@@ -3,18 +3,22 @@
 Agents say in their heartbeats how many of its pages fell back through its fault (refused, mismatched, not finite), and
 how many of its Predict calls were slow. It is blamed for what began with it: a share beyond its bound, and beyond twice
 that of the version before. What was wrong before, or is wrong with a server or a store, is no version's fault.
+
+With `publish.canary` a version is on a share of its policy's buckets first. Then it is compared with the version that
+serves the rest at the same time; within the bounds it is promoted, beyond them sent back before most users met it.
 """
 
 from __future__ import annotations
 
 import logging
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from model_export.checks import Check, Verdict, at_most, explain, first_failure
 from model_export.desired import DesiredState, PolicyState, follow
+from model_export.heard import Heard, heard, read_heard, write_heard
 from model_export.housekeeping import HEARTBEAT_MS
+from model_export.promoting import promote, tried_since_ms
 from model_export.publisher import record
 from model_export.sending_back import send_back
 from model_export.site import Site
@@ -23,26 +27,20 @@ from pipeline.config.schema import Guard
 from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, read_heartbeats
 
 LOOK_MS = 1_000
+_WRITE_MS = 5_000  # what was heard, while the versions are the same
 _TIMES = 2.0  # what a version's share has to be of that before, to be its fault
 _CALLED = 0.5  # of the pages: where fewer ask, the server is left alone, and the calls say nothing about a version
 _LOG = logging.getLogger(__name__)
 
 
-class _Seen(Struct):
-    """Of a policy: its version and what agents have said of it last; the same of the version before."""
-
-    version: int
-    usage: Usage = Usage()
-    before: Usage | None = None
-
-
 class LiveWatch:
-    """Of one term of a controller. What agents said of the version before is in its memory: after a new start the
-    version that serves is not blamed for anything until the next one is out."""
+    """Of one term of a controller."""
 
     def __init__(self, site: Site, rules: Guard) -> None:
         self._site, self._rules = site, rules
-        self._seen: dict[str, _Seen] = {}
+        self._heard = read_heard(site.models)
+        self._written, self._written_ms = dict(self._heard), 0
+        self._tried: dict[str, Heard] = {}  # of canaries
         self._looked_ms = 0
 
     def look(self, verdicts: VerdictLog, state: DesiredState) -> tuple[DesiredState, tuple[Verdict, ...]]:
@@ -52,41 +50,84 @@ class LiveWatch:
         self._looked_ms = now_ms
         beats = [b for b in read_heartbeats(self._site.store, self._site.prefix) if now_ms - b.time_ms < HEARTBEAT_MS]
         drawn: list[Verdict] = []
-        for name, policy in state.policies.items():
-            stable = policy.pointer.stable
-            if stable is not None and policy.pending is None:
-                self.hear(name, stable.version, beats)
-                state, verdict = self._conclude(verdicts, state, name, policy, stable)
+        for name in state.policies:
+            for conclude in (self._conclude, self._conclude_trial):
+                state, verdict = conclude(verdicts, state, name, beats)
                 drawn += [verdict] if verdict else []
+        self._keep(now_ms)
         return state, tuple(drawn)
 
     def checks(self, policy: str) -> tuple[Check, ...]:
-        seen = self._seen[policy]
-        return live_checks(self._rules, seen.usage, seen.before)
+        known = self._heard[policy]
+        return live_checks(self._rules, known.usage, known.before)
 
     def hear(self, name: str, version: int, beats: list[Heartbeat]) -> None:
-        seen = self._seen.get(name)
-        if seen is None or seen.version != version:
-            seen = self._seen[name] = _Seen(version, before=None if seen is None else seen.usage)
         usage = total([b.usage[name] for b in beats if b.versions.get(name) == version and name in b.usage])
-        if usage.pages >= seen.usage.pages:  # agents that were not heard of for a moment have not unsaid anything
-            seen.usage = usage
+        self._heard[name] = heard(self._heard.get(name), version, usage)
+
+    def _hear_trial(self, name: str, version: int, beats: list[Heartbeat]) -> None:
+        said = [b.canary_usage[name] for b in beats if b.canaries.get(name) == version and name in b.canary_usage]
+        self._tried[name] = heard(self._tried.get(name), version, total(said))
+
+    def _keep(self, now_ms: int) -> None:
+        """At once when a version has changed, else every few seconds."""
+        changed = _versions(self._heard) != _versions(self._written)
+        due = self._heard != self._written and not 0 <= now_ms - self._written_ms < _WRITE_MS
+        if changed or due:
+            self._site.lease.check()
+            write_heard(self._site.models, self._heard)
+            self._written, self._written_ms = dict(self._heard), now_ms
 
     def _conclude(
-        self, verdicts: VerdictLog, state: DesiredState, name: str, policy: PolicyState, stable: Served
+        self, verdicts: VerdictLog, state: DesiredState, name: str, beats: list[Heartbeat]
     ) -> tuple[DesiredState, Verdict | None]:
-        """The pointer first: users do not wait for the verdict to be written."""
-        back_to = policy.pointer.previous
-        if policy.pointer.frozen or policy.pointer.off or back_to is None:
+        policy = state.policies[name]
+        pointer = policy.pointer
+        if pointer.stable is None or policy.pending is not None:
             return state, None
+        self.hear(name, pointer.stable.version, beats)
         failed = first_failure(self.checks(name))
-        if failed is None:
+        if pointer.frozen or pointer.off or pointer.previous is None or failed is None:
             return state, None
-        _LOG.warning("%s version %d: %s; back to version %d", name, stable.version, explain(failed), back_to.version)
+        return self._send_back(verdicts, state, name, (pointer.stable, pointer.previous), failed)
+
+    def _conclude_trial(
+        self, verdicts: VerdictLog, state: DesiredState, name: str, beats: list[Heartbeat]
+    ) -> tuple[DesiredState, Verdict | None]:
+        policy = state.policies[name]
+        stable, canary = policy.pointer.stable, policy.pointer.canary
+        if stable is None or canary is None or policy.pending is not None or policy.pointer.off:
+            return state, None
+        if self._site.config.publish.canary is None:
+            return promote(self._site, verdicts, state, name, "publish.canary is no longer in the config")
+        self._hear_trial(name, canary.version, beats)
+        checks = live_checks(self._rules, self._tried[name].usage, self._heard[name].usage)
+        failed = first_failure(checks)
+        if failed is not None:
+            return self._send_back(verdicts, state, name, (canary, stable), failed)
+        if not checks or not self._held(policy):
+            return state, None
+        detail = f"within its bounds on {policy.pointer.share:.0%} of its buckets"
+        return promote(self._site, verdicts, state, name, detail, checks)
+
+    def _held(self, policy: PolicyState) -> bool:
+        rules, since_ms = self._site.config.publish.canary, tried_since_ms(policy)
+        return rules is not None and since_ms is not None and self._site.clock_ms() - since_ms >= rules.hold
+
+    def _send_back(
+        self, verdicts: VerdictLog, state: DesiredState, name: str, way: tuple[Served, Served], failed: Check
+    ) -> tuple[DesiredState, Verdict]:
+        """The pointer first: users do not wait for the verdict to be written."""
+        (left, back_to), policy = way, state.policies[name]
+        _LOG.warning("%s version %d: %s; back to version %d", name, left.version, explain(failed), back_to.version)
         pointer = send_back(self._site, name, back_to)
         after = follow(replace(policy, pointer=pointer), pointer, self._site.clock_ms())
         state = self._site.write(state, name, after)
-        return state, record(self._site, verdicts, _verdict(name, policy, pointer, failed))
+        return state, record(self._site, verdicts, _verdict(name, policy, left, pointer, failed))
+
+
+def _versions(known: dict[str, Heard]) -> dict[str, int]:
+    return {name: each.version for name, each in known.items()}
 
 
 def total(usages: list[Usage]) -> Usage:
@@ -104,12 +145,10 @@ def live_checks(rules: Guard, now: Usage, before: Usage | None) -> tuple[Check, 
 
 
 def _share(name: str, count: int, of: int, before: float, bound: float) -> Check:
-    return at_most(name, count / of, max(bound, _TIMES * before), n=of, note=f"{before:g} with the version before")
+    return at_most(name, count / of, max(bound, _TIMES * before), n=of, note=f"{before:g} with the other version")
 
 
-def _verdict(name: str, before: PolicyState, pointer: Pointer, failed: Check) -> Verdict:
-    left = before.pointer.stable
-    assert left is not None
+def _verdict(name: str, before: PolicyState, left: Served, pointer: Pointer, failed: Check) -> Verdict:
     return Verdict(
         candidate=f"live-{left.version}-{pointer.back.number if pointer.back else 0}",
         policy=name,

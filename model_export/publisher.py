@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from model_export import volume
 from model_export.candidate import MODEL, Candidate, CandidateError, read_candidate, read_parameters
-from model_export.checks import Trace, Verdict, stages
+from model_export.checks import CANARY, Trace, Verdict, stages
 from model_export.desired import DesiredState, Pending, PolicyState, follow, request_load, reserve, settle, withdraw
 from model_export.forgetting import forget_version
 from model_export.readiness import Kept, NotPublished, Refused, serve_and_probe
@@ -84,9 +84,11 @@ def resume(
             trace = _traced(draft.trace, asked_ms, site.clock_ms())
             draft = replace(draft, checks=(*draft.checks, *checks), trace=trace)
             pointer = _flip(site, policy, pending, candidate)
-            _observe(site, policy, candidate, trace)
+            _observe(site, policy, candidate, trace, tried=pointer.canary is not None)
     except NotPublished as why:
         return _withdrawn(site, verdicts, state, policy, why)
+    if pointer.canary is not None and pointer.canary.version == pending.version:
+        draft = replace(draft, reason=CANARY, detail=f"tried on {pointer.share:.0%} of its buckets first")
     verdict = record(site, verdicts, draft)
     site.on_step(policy, "recorded")
     state = site.write(state, policy, settle(follow(state.policies[policy], pointer, site.clock_ms())))
@@ -115,9 +117,11 @@ def _traced(trace: Trace | None, asked_ms: int, loaded_ms: int) -> Trace | None:
     return None if trace is None else replace(trace, asked_ms=asked_ms, loaded_ms=loaded_ms)
 
 
-def _observe(site: Site, policy: str, candidate: Candidate, trace: Trace | None) -> None:
+def _observe(site: Site, policy: str, candidate: Candidate, trace: Trace | None, *, tried: bool) -> None:
+    """What is tried on a share first is served when it is promoted."""
     now_ms = site.clock_ms()
-    site.metrics.observe("candidate_to_served_seconds", (now_ms - candidate.created_ms) / 1000, policy=policy)
+    if not tried:
+        site.metrics.observe("candidate_to_served_seconds", (now_ms - candidate.created_ms) / 1000, policy=policy)
     for stage, duration_ms in stages(trace, now_ms).items():
         site.metrics.observe("stage_seconds", duration_ms / 1000, policy=policy, stage=stage)
 
@@ -168,7 +172,7 @@ def _flipped_pointer(site: Site, policy: str, pending: Pending) -> Pointer | Non
     """The pointer, if it was flipped before a crash. Operators may have rolled it back since: that stands."""
     served = Served(pending.version, pending.parameters)
     pointer = read_pointers(site.store, site.prefix, (policy,))[policy]
-    return pointer if served in (pointer.stable, pointer.previous) else None
+    return pointer if served in (pointer.stable, pointer.previous, pointer.canary) else None
 
 
 def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Pointer:
@@ -187,6 +191,9 @@ def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Po
         if site.config.ranking is None and must_go_back(now, candidate.gone_back) and now.stable is not None:
             message = "the policy was rolled back, and released, while the version was loading"
             raise Kept(message, "before_rollback")
+        rules = site.config.publish.canary
+        if rules is not None and now.stable is not None:
+            return replace(now, canary=served, share=rules.share, fence=site.lease.token)
         return replace(now, stable=served, previous=now.stable, fence=site.lease.token)
 
     pointer = change_pointer(site.store, site.prefix, policy, point)[1]

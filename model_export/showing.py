@@ -23,6 +23,7 @@ def show(metrics: Metrics, state: DesiredState) -> None:
         pointer = policy.pointer
         metrics.gauge("frozen", pointer.frozen, policy=name)
         metrics.gauge("off", pointer.off, policy=name)
+        metrics.gauge("canary_version", pointer.canary.version if pointer.canary else 0, policy=name)
         for loaded in policy.loaded:
             if pointer.stable is not None and loaded.version == pointer.stable.version:
                 metrics.gauge("served_version", loaded.version, policy=name)

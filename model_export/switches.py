@@ -32,8 +32,9 @@ def set_off(store: KeyValueStore, prefix: str, policies: Sequence[str], off: boo
 
 
 def roll_back(store: KeyValueStore, prefix: str, policy: str, to: int | None = None) -> tuple[Served, Served]:
-    """Back to the previous version, or to one that is named; nothing is published until `release`, and the trainer goes
-    on from what it was then. Agents follow once the model servers have that version: at once, if it is still loaded.
+    """Back to the version before (from a canary: the version beside it), or to one that is named; nothing is published
+    until `release`, and the trainer goes on from what it was then. Agents follow once the model servers have that
+    version: at once, if it is still loaded.
 
     Returns: the version left, the version served now. Raises: SwitchError, StoreError.
     """
@@ -42,7 +43,7 @@ def roll_back(store: KeyValueStore, prefix: str, policy: str, to: int | None = N
     target = Served(version, record.parameters)
 
     def back(pointer: Pointer) -> Pointer:
-        if pointer.stable is None or (to is None and pointer.previous != target):
+        if pointer.stable is None or (to is None and _before(pointer) != target):
             message = f"policy {policy!r}: its versions changed at the same moment; look at them, and roll back again"
             raise SwitchError(message)
         return sent_back(pointer, target, record.candidate)
@@ -50,11 +51,15 @@ def roll_back(store: KeyValueStore, prefix: str, policy: str, to: int | None = N
     before, after = change_pointer(store, prefix, policy, back)
     assert before.stable is not None
     assert after.stable is not None
-    return before.stable, after.stable
+    return before.canary or before.stable, after.stable
+
+
+def _before(pointer: Pointer) -> Served | None:
+    return pointer.stable if pointer.canary is not None else pointer.previous
 
 
 def _previous(store: KeyValueStore, prefix: str, policy: str) -> int:
-    previous = read_pointers(store, prefix, (policy,))[policy].previous
+    previous = _before(read_pointers(store, prefix, (policy,))[policy])
     if previous is None:
         message = f"policy {policy!r}: expected a previous version to go back to, found none"
         raise SwitchError(message)

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from model_export.checks import Outcome, Verdict
+from model_export.checks import CANARY, Outcome, Verdict
 from model_export.lease import Lease
 from pipeline import durable
 from pipeline.stores.published import verdict_key
@@ -51,9 +51,11 @@ class VerdictLog:
         return self._judged.get(policy, {}).get(candidate)
 
     def last_accepted(self, policy: str) -> int | None:
-        """The version of the last accepted candidate."""
-        accepted = (v.version for v in reversed(self._judged.get(policy, {}).values()) if v.outcome == "accepted")
-        return next(accepted, None)
+        """The last version that went to all of its buckets, at once or when it was promoted, and was not sent back."""
+        judged = list(self._judged.get(policy, {}).values())
+        sent_back = {v.version for v in judged if v.outcome == "sent_back"}
+        accepted = [v for v in judged if v.outcome == "promoted" or (v.outcome == "accepted" and v.reason != CANARY)]
+        return next((v.version for v in reversed(accepted) if v.version not in sent_back), None)
 
     def record(self, verdict: Verdict, lease: Lease) -> None:
         """Write a verdict in both places. Repeating one is harmless. Raises: LeaseLost, StoreError, OSError."""

@@ -392,7 +392,10 @@ def _verdicts(done: Summary) -> str:
     for outcome, reasons in (("refused", done.refused), ("kept back", done.kept)):
         why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         parts.append(f"{sum(reasons.values())} {outcome}" + (f" ({why})" if why else ""))
-    parts += [f"{done.superseded} superseded", *(f"{n} epochs {name}" for name, n in sorted(done.concluded.items()))]
+    parts += [
+        f"{done.superseded} superseded",
+        *(f"{n} {name.replace('_', ' ')}" for name, n in sorted(done.concluded.items())),
+    ]
     return ", ".join(parts)
 
 

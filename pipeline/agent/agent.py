@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -34,7 +34,7 @@ from pipeline.features.stored_vectors import StoredVectors
 from pipeline.logs.log import Entry, EventLog
 from pipeline.monitoring.catalogue import AGENT
 from pipeline.monitoring.metrics import Metrics
-from pipeline.records import SCHEMA_VERSION, DecidedBy, Decision, Feedback, Impression
+from pipeline.records import SCHEMA_VERSION, DecidedBy, Feedback, Impression
 from pipeline.stores.published import Usage
 from pipeline.stores.store import KeyValueStore
 
@@ -254,7 +254,7 @@ class Agent:
     def _count(self, outcome: Outcome) -> None:
         decision = outcome.decision
         self.metrics.count("decisions", policy=decision.policy, decided_by=decision.decided_by.value)
-        self._meter_page(decision)
+        self._meter_page(outcome)
         if decision.fallback_reason is not None:
             self.metrics.count("fallbacks", policy=decision.policy, reason=decision.fallback_reason)
         if decision.decided_by is DecidedBy.POLICY:
@@ -263,22 +263,24 @@ class Agent:
                 place = (action.value - low) / (high - low)
                 self.metrics.observe("action_in_range", place, policy=decision.policy, action=action.name)
 
-    def _meter_page(self, decision: Decision) -> None:
+    def _meter_page(self, outcome: Outcome) -> None:
         """A page that fell back is one of the version that would have decided it."""
+        decision = outcome.decision
         if self._meter is None or decision.policy not in self._config.learned_policies():
             return
-        version, stable = decision.model_version, self._follower.route(decision.policy).stable
+        version, stable = outcome.tried, self._follower.route(decision.policy).stable
         if version is None and stable is not None:
             version = stable.served.version
         if version is not None:
             self._meter.page(self._config.model_name(decision.policy), version, decision.fallback_reason)
 
-    def _usage(self, versions: Mapping[str, int]) -> dict[str, Usage]:
+    def _usage(self, in_use: Collection[tuple[str, int]]) -> dict[tuple[str, int], Usage]:
+        """Of versions of policies."""
         if self._meter is None:
             return {}
-        names = {self._config.model_name(policy): policy for policy in versions}
-        read = self._meter.read({model: versions[policy] for model, policy in names.items()})
-        return {names[model]: usage for model, usage in read.items()}
+        models = {(policy, version): (self._config.model_name(policy), version) for policy, version in in_use}
+        read = self._meter.read(models.values())
+        return {key: read[model] for key, model in models.items()}
 
     def _metric_latency(self, started_s: float, pages: int) -> None:
         self.metrics.observe("decide_seconds", self._monotonic() - started_s, form="one" if pages == 1 else "batch")

@@ -41,6 +41,7 @@ class Outcome(NamedTuple):
     order: tuple[int, ...]
     decision: Decision
     state: State
+    tried: int | None = None  # the version that was to decide it, whether it did or not
 
 
 class Draft(NamedTuple):
@@ -64,6 +65,10 @@ class Draft(NamedTuple):
     @property
     def answered(self) -> bool:
         return self.means is not None or self.q is not None
+
+    @property
+    def tried(self) -> int | None:
+        return self.pinned.served.version if self.pinned is not None else None
 
     @property
     def ready_to_ask(self) -> bool:
@@ -217,18 +222,18 @@ class Decider:
         assert draft.means is not None
         actions = self._explorer.act(draft.bucket.policy, request.session_id, request.page_index, draft.means)
         order = order_by(self._config.fusion, [action.value for action in actions], scores)
-        return Outcome(order, self._decision(draft, DecidedBy.POLICY, actions), draft.state)
+        return Outcome(order, self._decision(draft, DecidedBy.POLICY, actions), draft.state, draft.tried)
 
     def _baseline_outcome(self, draft: Draft, scores: Scores) -> Outcome:
         order = order_by(self._config.fusion, self._baseline_values, scores)
         decided_by = DecidedBy.BASELINE if draft.trouble is None else DecidedBy.FALLBACK
         reason = None if draft.trouble is None else draft.trouble.reason
-        return Outcome(order, self._decision(draft, decided_by, self._baseline, reason), draft.state)
+        return Outcome(order, self._decision(draft, decided_by, self._baseline, reason), draft.state, draft.tried)
 
     def _received(self, draft: Draft) -> Outcome:
         """The received order, of which no action can be said."""
         decision = self._decision(draft, DecidedBy.FALLBACK, (), Reason.SCORES)
-        return Outcome(tuple(range(len(draft.request.items))), decision, draft.state)
+        return Outcome(tuple(range(len(draft.request.items))), decision, draft.state, draft.tried)
 
     def _decision(
         self, draft: Draft, decided_by: DecidedBy, actions: tuple[Action, ...], reason: Reason | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from pipeline.agent.policies import Pinner, Route, next_route
+from pipeline.agent.policies import Pinned, Pinner, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.published import (
@@ -40,8 +40,9 @@ class Follower:
         heartbeat_s: float,
         clock_ms: Callable[[], int],
         monotonic: Callable[[], float],
-        usage: Callable[[Mapping[str, int]], dict[str, Usage]] = lambda versions: {},
+        usage: Callable[[Collection[tuple[str, int]]], dict[tuple[str, int], Usage]] = lambda in_use: {},
     ) -> None:
+        """`usage`: what was seen of versions of policies."""
         self._store = store
         self._pinner = pinner
         self._metrics = metrics
@@ -150,21 +151,37 @@ class Follower:
         now_s = self._monotonic()
         if now_s - self._said_at_s < self._heartbeat_s:
             return
-        versions = {name: route.stable.served.version for name, route in self._routes.items() if route.stable}
-        heartbeat = Heartbeat(self._agent_id, self._clock_ms(), versions, self._usage(versions))
         try:
-            write_heartbeat(self._store, self._prefix, heartbeat)
+            write_heartbeat(self._store, self._prefix, self._heartbeat())
         except Exception as error:
             self._metrics.count("heartbeat_errors")
             _LOG.warning("heartbeat: %s", error)
             return
         self._said_at_s = now_s
 
+    def _heartbeat(self) -> Heartbeat:
+        stable = {name: route.stable for name, route in self._routes.items()}
+        canary = {name: route.canary for name, route in self._routes.items()}
+        versions, canaries = _versions(stable), _versions(canary)
+        usage = self._usage({*versions.items(), *canaries.items()})
+        return Heartbeat(
+            self._agent_id,
+            self._clock_ms(),
+            versions,
+            {name: usage[name, version] for name, version in versions.items() if (name, version) in usage},
+            canaries,
+            {name: usage[name, version] for name, version in canaries.items() if (name, version) in usage},
+        )
+
     def _leave(self) -> None:
         try:
             forget_agents(self._store, self._prefix, [self._agent_id])
         except Exception as error:
             _LOG.warning("heartbeat: %s", error)
+
+
+def _versions(pinned: Mapping[str, Pinned | None]) -> dict[str, int]:
+    return {name: each.served.version for name, each in pinned.items() if each is not None}
 
 
 def _in_use(routes: Mapping[str, Route], pointers: Mapping[str, Pointer]) -> set[tuple[str, Served]]:

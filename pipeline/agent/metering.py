@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -41,11 +41,11 @@ class Meter:
     def call(self, model: str, version: int, took_s: float) -> None:
         self._add(model, version, calls=1, slow=int(took_s > self._slow_s))
 
-    def read(self, in_use: Mapping[str, int]) -> dict[str, Usage]:
-        """Of each model's version in use. All others are forgotten."""
+    def read(self, in_use: Collection[tuple[str, int]]) -> dict[tuple[str, int], Usage]:
+        """Of the models' versions in use. All others are forgotten."""
         with self._lock:
-            self._counts = {key: self._counts.get(key, [0, 0, 0, 0]) for key in in_use.items()}
-            return {model: Usage(*counts) for (model, _), counts in self._counts.items()}
+            self._counts = {key: self._counts.get(key, [0, 0, 0, 0]) for key in in_use}
+            return {key: Usage(*counts) for key, counts in self._counts.items()}
 
     def _add(self, model: str, version: int, pages: int = 0, faults: int = 0, calls: int = 0, slow: int = 0) -> None:
         with self._lock:

@@ -60,7 +60,7 @@ class RankingDecider(Decider):
             ranked = self._received(draft)
         decision = replace(self._decision(draft, decided_by, (), reason), ranked=ranked)
         order = ranked.places or tuple(range(len(draft.request.items)))
-        return Outcome(order, decision, draft.state)
+        return Outcome(order, decision, draft.state, draft.tried)
 
     def _chosen(self, draft: Draft) -> Ranked:
         orders, explorers = _orders(draft)

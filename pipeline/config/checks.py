@@ -130,6 +130,11 @@ def _certification(config: FeatureConfig) -> Findings:
         yield Finding((*path, "horizon"), "must be longer than 0: nothing is earned within it")
 
 
+def _canary(config: FeatureConfig) -> Findings:
+    if config.publish.canary is not None and config.publish.guard is None:
+        yield Finding(("publish", "canary"), "needs publish.guard: by its bounds a canary passes, or is sent back")
+
+
 # Policies and buckets --------------------------------------------------------------------------------------------
 
 
@@ -211,6 +216,7 @@ _RULES: tuple[Callable[[FeatureConfig], Findings], ...] = (
     _rollout,
     _noise_to_learn_from,
     _certification,
+    _canary,
     _policies,
     _bucket_names,
     _overlaps,

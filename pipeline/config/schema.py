@@ -252,6 +252,13 @@ class Guard(_Value, frozen=True):
     max_slow_share: Fraction = 0.05  # of its Predict calls
 
 
+class Canary(_Value, frozen=True):
+    """A new version is tried on a share of its policy's buckets first. The same units are always the first to try."""
+
+    share: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # of the units of its buckets, by a hash of the unit
+    hold: DurationMs = 60_000  # at least so long, and until `guard` has seen enough pages of it
+
+
 class Publish(_Value, frozen=True):
     """When the trainer writes a candidate, and the bounds of the checks that every version has to pass."""
 
@@ -269,6 +276,7 @@ class Publish(_Value, frozen=True):
     load_timeout: DurationMs = 60_000
     certification: Certification | None = None  # None: no evidence is gathered
     guard: Guard | None = None  # None: no version is sent back by itself
+    canary: Canary | None = None  # None: a new version goes to all of its policy's buckets at once
 
 
 class FeatureConfig(_Value, frozen=True, kw_only=True):

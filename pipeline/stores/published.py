@@ -79,6 +79,8 @@ class Heartbeat(Struct, frozen=True, omit_defaults=True):
     time_ms: int
     versions: dict[str, int]  # policy -> version in use
     usage: dict[str, Usage] = {}  # policy -> of that version; none where no `publish.guard` asks for it
+    canaries: dict[str, int] = {}  # policy -> version in use beside that
+    canary_usage: dict[str, Usage] = {}  # policy -> of the canary
 
 
 def candidate_id(transitions: int, run: str) -> str:

@@ -133,8 +133,8 @@ class World:
 
     @contextmanager
     def agent(self, **kwargs) -> Iterator[Agent]:
-        settings = kwargs.pop("settings", QUICK)
-        with Agent(CONFIG, self.store, self.server, self.log, agent_id="agent-0", settings=settings, **kwargs) as agent:
+        settings, config = kwargs.pop("settings", QUICK), kwargs.pop("config", CONFIG)
+        with Agent(config, self.store, self.server, self.log, agent_id="agent-0", settings=settings, **kwargs) as agent:
             agent.wait_ready(1.0 if self.store.broken else LONG_S)
             yield agent
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from pipeline.agent.agent import AgentSettings
+from pipeline.agent.buckets import on_canary
 from pipeline.agent.policies import Pinned, Route
+from pipeline.config.schema import Guard
 from pipeline.features.snapshot import Snapshot
 from pipeline.records import DecidedBy
 from pipeline.serving.client import TensorSpec
 from pipeline.serving.errors import NotServed
-from pipeline.stores.published import Heartbeat, Served, agent_key, parameters_key
-from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, eventually, page
+from pipeline.stores.published import Heartbeat, Served, Usage, agent_key, parameters_key
+from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, answer, eventually, page
 
 
 @pytest.fixture
@@ -182,6 +184,33 @@ def test_the_heartbeat_says_which_version_is_in_use_and_ends_with_the_agent(worl
         eventually(lambda: versions() == {"rl": 8})
         assert agent.problems() == ()
     assert key not in world.store.values
+
+
+def test_the_heartbeat_tells_a_canary_from_the_version_beside_it(world: World) -> None:
+    """Also of pages that fell back: they are the canary's where the canary was to decide them."""
+    stable = world.publish(7)
+    canary = world.publish(8, mean=0.2, stable=stable, share=0.3)
+    world.point(stable=stable, canary=canary, share=0.3)
+    config = msgspec.structs.replace(CONFIG, publish=msgspec.structs.replace(CONFIG.publish, guard=Guard()))
+    tried = [session for session in TREATED if on_canary(CONFIG.buckets, "rl", session, 0.3)]
+    healthy = world.server.reply
+    world.server.reply = lambda inputs, version: (
+        healthy(inputs, version) if version == 7 else answer(np.full((1, 1), np.nan, np.float32))(inputs, version)
+    )
+    key = agent_key("fd", "agent-0")
+    with world.agent(config=config) as agent:
+        for session in TREATED:
+            agent.decide(page(session), LONG_S)
+        expected = {8: Usage(len(tried), len(tried), len(tried)), 7: Usage(n := len(TREATED) - len(tried), 0, n)}
+
+        def said() -> bool:
+            beat = msgspec.json.decode(
+                world.store.values.get(key, b'{"agent":"","time_ms":0,"versions":{}}'), type=Heartbeat
+            )
+            counts = (beat.usage.get("rl", Usage()), beat.canary_usage.get("rl", Usage()))
+            return (beat.versions, beat.canaries, *counts) == ({"rl": 7}, {"rl": 8}, expected[7], expected[8])
+
+        eventually(said)
 
 
 def test_calls_are_timed_by_what_their_version_is_by_then() -> None:

@@ -109,6 +109,32 @@ def test_what_agents_said_holds_while_they_are_not_heard_of(world: Any) -> None:
     assert [check.name for check in watch.checks("rl") if not check.passed] == ["live_fallbacks"]
 
 
+def test_a_controller_that_takes_over_knows_how_the_version_before_did(served: Any) -> None:
+    """Told while version 1 served; then version 2 went out, and the controller ended before it heard of it."""
+    served.run("one")
+    assert served.pointer().stable.version == 2
+    served.now_ms += 2_000
+    say(served, 2, Usage(200, 100, 100, 0))
+    assert served.run("two").concluded == {"sent_back": 1}
+    assert served.pointer().stable.version == 1
+
+
+def test_and_how_the_one_that_serves_does(served: Any) -> None:
+    meet(served, FINE)
+    served.run("one")  # version 3 is out, and nothing was heard of it
+    served.now_ms += 2_000
+    say(served, 3, Usage(200, 100, 100, 0))
+    assert served.run("two").concluded == {"sent_back": 1}
+    assert served.pointer().stable.version == 2
+
+
+def test_a_file_that_is_something_else_is_begun_anew(served: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (served.models / "live.json").write_bytes(b"{")
+    meet(served, Usage(200, 200, 0, 0))
+    assert served.run().concluded == {"sent_back": 1}
+    assert "not what agents said" in caplog.text
+
+
 def test_without_a_guard_nothing_goes_back(served: Any) -> None:
     served.config = replace(served.config, publish=replace(served.config.publish, guard=None))
     meet(served, Usage(200, 200, 0, 0))
@@ -141,15 +167,16 @@ def test_calls_are_timed_by_version_and_a_server_that_is_away_has_not_answered()
     for error in (TooLate, Unavailable):
         with pytest.raises(error):
             metered.predict("m", {"x": np.zeros(1)}, version=2, timeout_s=1)
-    assert meter.read({"m": 2}) == {"m": Usage(calls=3, slow=2)}
+    assert meter.read({("m", 2)}) == {("m", 2): Usage(calls=3, slow=2)}
 
 
 def test_a_version_that_is_no_longer_in_use_is_forgotten() -> None:
     meter = Meter(slow_s=1.0)
     for version, reason in ((1, None), (2, "bad_reply"), (2, "store"), (2, None)):
         meter.page("m", version, reason)
-    assert meter.read({"m": 2}) == {"m": Usage(pages=3, faults=1)}
-    assert meter.read({"m": 1}) == {"m": Usage()}
+    assert meter.read({("m", 1), ("m", 2)}) == {("m", 1): Usage(pages=1), ("m", 2): Usage(pages=3, faults=1)}
+    assert meter.read({("m", 2)}) == {("m", 2): Usage(pages=3, faults=1)}
+    assert meter.read({("m", 1)}) == {("m", 1): Usage()}
 
 
 def test_a_heartbeat_of_before_there_was_usage_is_understood(world: Any) -> None:

@@ -1,0 +1,256 @@
+"""A new version on a share of its policy's buckets first: when it goes to all of them, when back, and what a crash in
+between leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from model_export.status import status
+from model_export.switches import freeze, release, roll_back, set_off
+from model_export.verdicts import VerdictLog, read_verdicts
+from pipeline.config.schema import Canary, Guard
+from pipeline.stores.published import GoBack, Heartbeat, Served, Usage, write_heartbeat
+
+RULES = Guard(min_pages=100)
+HOLD_MS = 60_000
+FINE, BAD = Usage(200, 0, 200, 2), Usage(200, 100, 100, 0)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def tried(world: Any) -> Any:
+    """Version 1 serves, and a candidate is waiting."""
+    configure(world, Canary(share=0.2, hold=HOLD_MS))
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    return world
+
+
+def configure(world: Any, canary: Canary | None) -> None:
+    world.config = replace(world.config, publish=replace(world.config.publish, guard=RULES, canary=canary))
+
+
+def say(world: Any, stable: Usage, canary: Usage) -> None:
+    """The controller hears it if it looks within half a minute."""
+    beat = Heartbeat("agent", world.now_ms, {"rl": 1}, {"rl": stable}, {"rl": 2}, {"rl": canary})
+    write_heartbeat(world.store, "fd", beat)
+
+
+def later(world: Any, stable: Usage = FINE, canary: Usage = FINE, *, after_ms: int = HOLD_MS) -> Any:
+    world.now_ms += after_ms
+    say(world, stable, canary)
+    return world.run()
+
+
+def state_of(world: Any) -> tuple[int | None, int | None, float]:
+    pointer = world.pointer()
+    return pointer.stable.version, pointer.canary and pointer.canary.version, pointer.share
+
+
+def test_a_new_version_is_on_its_share_first(tried: Any) -> None:
+    assert tried.run().accepted == 1
+    assert state_of(tried) == (1, 2, 0.2)
+    *_, verdict = read_verdicts(tried.models)
+    assert (verdict.outcome, verdict.reason, verdict.version) == ("accepted", "canary", 2)
+    assert [(entry.version, entry.role) for entry in tried.desired().policies["rl"].loaded] == [
+        (1, "stable"),
+        (2, "canary"),
+    ]
+    [found] = status(tried.config, tried.store, [tried.server], tried.models, now_ms=tried.now_ms).policies
+    assert (found.pointer.canary.version, found.pointer.share) == (2, 0.2)
+
+
+def test_within_its_bounds_it_goes_to_all(tried: Any) -> None:
+    tried.run()
+    assert later(tried).concluded == {"promoted": 1}
+    assert state_of(tried) == (2, None, 0.0)
+    assert (tried.pointer().previous.version, tried.pointer().frozen) == (1, False)
+    assert tried.desired().policies["rl"].pointer == tried.pointer()
+    *_, verdict = read_verdicts(tried.models)
+    assert (verdict.candidate, verdict.tier, verdict.outcome, verdict.version) == ("canary-2", "live", "promoted", 2)
+    assert {check.name for check in verdict.checks} == {"live_fallbacks", "live_latency"}
+
+
+def test_beyond_them_it_goes_back_and_its_trainer_with_it(tried: Any) -> None:
+    tried.run()
+    assert later(tried, canary=BAD, after_ms=2_000).concluded == {"sent_back": 1}  # nobody waits for that
+    assert state_of(tried) == (1, None, 0.0)
+    assert (tried.pointer().frozen, tried.pointer().back) == (True, GoBack(1, f"{0:012d}"))
+    *_, verdict = read_verdicts(tried.models)
+    assert (verdict.candidate, verdict.reason, verdict.version) == ("live-2-1", "live_fallbacks", 2)
+
+
+def test_it_is_compared_with_what_serves_the_rest_at_the_same_time(tried: Any) -> None:
+    tried.run()
+    slow = Usage(200, 0, 200, 40)
+    assert later(tried, stable=slow, canary=slow).concluded == {"promoted": 1}
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "after_ms"),
+    [
+        pytest.param(FINE, FINE, HOLD_MS - 5_000, id="too early"),
+        pytest.param(FINE, Usage(99, 0, 99, 0), HOLD_MS, id="too few pages"),
+        pytest.param(Usage(99, 0, 99, 0), FINE, HOLD_MS, id="too few pages to compare with"),
+    ],
+)
+def test_until_enough_is_known_it_stays_as_it_is(tried: Any, stable: Usage, canary: Usage, after_ms: int) -> None:
+    tried.run()
+    assert later(tried, stable, canary, after_ms=after_ms).concluded == {}
+    assert state_of(tried) == (1, 2, 0.2)
+    assert later(tried).concluded == {"promoted": 1}
+
+
+def test_further_candidates_wait(tried: Any) -> None:
+    tried.run()
+    tried.candidate(70, bias=1.3)
+    tried.candidate(90, bias=1.4)
+    assert tried.run().accepted == 0
+    done = later(tried)
+    assert (done.concluded, done.accepted, done.superseded) == ({"promoted": 1}, 1, 1)
+    assert state_of(tried) == (2, 3, 0.2)
+
+
+def test_while_the_policy_is_off_nothing_follows(tried: Any) -> None:
+    tried.run()
+    set_off(tried.store, "fd", ["rl"], True)
+    assert later(tried, canary=BAD).concluded == {}
+    set_off(tried.store, "fd", ["rl"], False)
+    assert later(tried).concluded == {"promoted": 1}
+
+
+def test_a_frozen_policy_stays_as_it_is_and_lets_candidates_know(tried: Any) -> None:
+    tried.run()
+    freeze(tried.store, "fd", "rl")
+    tried.candidate(70, bias=1.3)
+    done = later(tried)
+    assert (done.concluded, done.kept) == ({}, {"frozen": 1})
+    assert state_of(tried) == (1, 2, 0.2)
+    release(tried.store, "fd", "rl")
+    assert later(tried).concluded == {"promoted": 1}
+
+
+def test_an_operator_goes_back_from_it_to_what_serves_the_rest(tried: Any) -> None:
+    tried.run()
+    left, served = roll_back(tried.store, "fd", "rl")
+    assert (left.version, served.version) == (2, 1)
+    assert state_of(tried) == (1, None, 0.0)
+    assert later(tried).concluded == {}
+    assert tried.pointer().frozen
+
+
+def test_a_config_that_asks_for_none_any_more_has_it_promoted(tried: Any) -> None:
+    tried.run()
+    configure(tried, None)
+    assert later(tried, after_ms=2_000).concluded == {"promoted": 1}
+    tried.candidate(70, bias=1.3)
+    assert tried.run().accepted == 1
+    assert state_of(tried) == (3, None, 0.0)
+
+
+def test_without_a_guard_too(tried: Any) -> None:
+    tried.run()
+    tried.config = replace(tried.config, publish=replace(tried.config.publish, guard=None, canary=None))
+    assert tried.run().concluded == {"promoted": 1}
+    assert state_of(tried) == (2, None, 0.0)
+
+
+# What breaks in between ------------------------------------------------------------------------------------------
+
+
+def crash_after(world: Any, step: str) -> None:
+    def on_step(policy: str, done: str) -> None:
+        if done == step:
+            raise Crash
+
+    world.on_step = on_step
+
+
+@pytest.mark.parametrize("step", ["parameters", "reserved", "placed", "probed", "flipped", "recorded", "settled"])
+def test_a_controller_that_dies_leaves_it_on_its_share(tried: Any, step: str) -> None:
+    crash_after(tried, step)
+    with pytest.raises(Crash):
+        tried.run()
+    tried.on_step = lambda policy, step: None
+    tried.run("two")
+    assert state_of(tried) == (1, 2, 0.2)
+    *_, verdict = read_verdicts(tried.models)
+    assert (verdict.outcome, verdict.reason) == ("accepted", "canary")
+
+
+def test_a_controller_that_dies_while_it_promotes_has_promoted(tried: Any) -> None:
+    tried.run()
+    crash_after(tried, "promoted")
+    with pytest.raises(Crash):
+        later(tried)
+    tried.on_step = lambda policy, step: None
+    tried.run("two")
+    assert state_of(tried) == (2, None, 0.0)
+    assert tried.desired().policies["rl"].pointer.stable.version == 2
+
+
+def test_a_store_that_was_emptied_has_it_on_its_share_again(tried: Any) -> None:
+    tried.run()
+    tried.store.delete_many(tried.store.keys(""))
+    tried.run()
+    assert state_of(tried) == (1, 2, 0.2)
+    assert later(tried).concluded == {"promoted": 1}
+
+
+def test_with_store_and_desired_state_lost_what_was_only_tried_does_not_serve(tried: Any) -> None:
+    tried.run()
+    lose_everything(tried)
+    tried.run()
+    assert state_of(tried) == (1, None, 0.0)
+
+
+def test_nor_what_was_sent_back(tried: Any) -> None:
+    tried.run()
+    later(tried)
+    tried.candidate(70, bias=1.3)
+    tried.run()
+    beat = Heartbeat("agent", tried.now_ms + 5_000, {"rl": 2}, {"rl": FINE}, {"rl": 3}, {"rl": BAD})
+    write_heartbeat(tried.store, "fd", beat)
+    tried.now_ms += 5_000
+    assert tried.run().concluded == {"sent_back": 1}
+    lose_everything(tried)
+    tried.run()
+    assert tried.pointer().stable.version == 2
+
+
+def lose_everything(world: Any) -> None:
+    world.store.delete_many(world.store.keys(""))
+    (world.models / "desired.json").unlink()
+
+
+def test_the_last_accepted_is_what_went_to_all(tmp_path: Path, tried: Any) -> None:
+    def last() -> int | None:
+        return VerdictLog(tried.models, tried.store, "fd").last_accepted("rl")
+
+    tried.run()
+    assert last() in (None, 1)
+    later(tried)
+    assert last() == 2
+
+
+def test_a_version_on_its_share_is_not_unloaded_while_agents_use_it(tried: Any) -> None:
+    tried.run()
+    later(tried, canary=BAD, after_ms=2_000)
+    assert tried.pointer().canary is None
+    for _ in range(3):
+        tried.now_ms += 20_000
+        say(tried, FINE, BAD)
+        tried.run()
+    assert 2 in tried.served_versions()
+    write_heartbeat(tried.store, "fd", Heartbeat("agent", tried.now_ms, {"rl": 1}, {"rl": FINE}))
+    tried.run()
+    assert 2 not in tried.served_versions() or tried.pointer().previous == Served(
+        2, tried.pointer().previous.parameters
+    )
