@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -41,8 +42,8 @@ from benchmarks.stream import CONTENDERS, Contender, Result, Task, lone_task, me
 from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
 from pipeline.logs.files import FileLog, wall_clock_ms
-from pipeline.logs.log import EVENTS, OUTPUTS, Entry
-from pipeline.streaming.flink.options import Settings, pipeline_options, worker_command
+from pipeline.logs.log import EPISODES, EVENTS, SAMPLES, TRANSITIONS, Entry
+from pipeline.streaming.flink.options import GROUPS, Settings, pipeline_options, worker_command
 from pipeline.streaming.flink.sink import AppendToLog
 from pipeline.streaming.flink.source import ReadLog
 from pipeline.streaming.job import StreamRecords
@@ -54,6 +55,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JARS = ROOT / ".cluster" / "flink"
 _PATIENCE_S = 1_800.0
 _QUIET_S = 10.0  # without outputs: there are no more
+_AT_LAST = (SAMPLES, TRANSITIONS, EPISODES)  # pages close when all is read; a dead letter says nothing of them
 _IDLE = 0.3  # of a core: a job that only looks for events takes less
 
 
@@ -155,7 +157,7 @@ class Site:
         outputs, taken, at_s, deadline_s = 0, Counter[str](), time.monotonic(), time.monotonic() + _PATIENCE_S
         before, looked_s = self._taken(), time.monotonic()
         while not outputs or time.monotonic() - at_s < _QUIET_S:
-            there = sum(sum(log.end_offsets(topic).values()) for topic in OUTPUTS)
+            there = sum(sum(log.end_offsets(topic).values()) for topic in _AT_LAST)
             if there > outputs:
                 outputs, taken, at_s = there, self._taken(), time.monotonic()
             if time.monotonic() - looked_s > 2:
@@ -184,7 +186,7 @@ class _Runner(FlinkRunner):
 
 OURS, NAIVE = "job on Flink", "naive job on Flink"
 JOBS = {  # a cache of 0: as Beam has it
-    OURS: Job(StreamRecords),
+    OURS: Job(partial(StreamRecords, groups=GROUPS)),
     NAIVE: Job(NaiveRecords, ("--max_cache_memory_usage_mb=0",), "benchmarks.naive_worker"),
 }
 

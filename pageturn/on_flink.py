@@ -22,6 +22,7 @@ class Engine(NamedTuple):
     parallelism: int | None
     flink_job_server: Path | None
     flink_worker: str | None
+    flink_groups: int | None
 
     @property
     def is_flink(self) -> bool:
@@ -42,6 +43,11 @@ _OPTIONS = (
     click.option(
         "--flink-worker", help="Command that starts Python on the task managers: pageturn-flink-worker there."
     ),
+    click.option(
+        "--flink-groups",
+        type=click.IntRange(1),
+        help="Groups of sessions, the keys of the job's state; 64 if not given. Savepoints are bound to it.",
+    ),
 )
 
 
@@ -61,7 +67,7 @@ def engine_options(command: Callable[..., None]) -> Callable[..., None]:
 def check_engine(engine: Engine, until_idle: bool, past: bool) -> None:
     """UsageError for options that do not go together."""
     if not engine.is_flink and any(engine[1:]):
-        message = "--flink-master, --flink-job-server, --flink-worker and --parallelism are for --runner flink"
+        message = "--parallelism and what begins with --flink are for --runner flink"
         raise click.UsageError(message)
     if engine.is_flink and (until_idle or past):
         message = "--until-idle and back-fills are for the embedded runner: a job of Flink goes on until it is stopped"
@@ -72,13 +78,14 @@ def follow(
     engine: Engine, config: FeatureConfig, log_url: str, state: Path, partitions: int, stop: threading.Event
 ) -> None:
     from pipeline.streaming.flink.launch import run_on_flink
-    from pipeline.streaming.flink.options import LOCAL, Settings
+    from pipeline.streaming.flink.options import GROUPS, LOCAL, Settings
 
     settings = Settings(
         master=engine.flink_master or LOCAL,
         parallelism=engine.parallelism or 1,
         job_server=engine.flink_job_server and str(engine.flink_job_server.resolve()),
         worker=engine.flink_worker,
+        groups=engine.flink_groups or GROUPS,
     )
     savepoint = run_on_flink(config, log_url, state, settings, partitions=partitions, stop=stop)
     click.echo(f"stopped; the next start goes on from {savepoint}" if savepoint else "stopped; nothing is kept")

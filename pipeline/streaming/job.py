@@ -1,7 +1,8 @@
-"""The stream as one Beam graph, the same on every engine: parse and group, one stateful step per session, write.
+"""The stream as one Beam graph, the same on every engine: parse and group, one stateful step, write.
 
-Sources give lists of log records; the engine's event time is the watermark of the log (DESIGN, "Log stamp"). No
-windows, no grouping, no second keyed stage: all rules are in `pipeline.transitions`, which knows nothing of Beam.
+That step is keyed by session, or by groups of sessions (`pipeline.streaming.groups`). Sources give lists of log
+records; the engine's event time is the watermark of the log (DESIGN, "Log stamp"). No windows, no grouping, no second
+keyed stage: all rules are in `pipeline.transitions`, which knows nothing of Beam.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from pipeline.events import Refusal, encode, parse
 from pipeline.logs.log import DEAD_LETTERS, Record
 from pipeline.records import DeadLetter, Stamp
 from pipeline.streaming.coders import SessionCoder
-from pipeline.streaming.sinks import Encoded
+from pipeline.streaming.grouped import Groups
+from pipeline.streaming.groups import group_of
+from pipeline.streaming.sinks import Encoded, encoded
 from pipeline.streaming.snapshot import SESSION_STATE
 from pipeline.transitions.session import (
     Rules,
@@ -32,8 +35,6 @@ from pipeline.transitions.session import (
     Turn,
     on_events,
     on_watermark,
-    output_id,
-    topic_of,
 )
 
 _DEAD = "dead"
@@ -42,22 +43,29 @@ _DEAD = "dead"
 @beam.typehints.with_input_types(list[Record])
 @beam.typehints.with_output_types(tuple[str, list[Stamped]])
 class Parse(beam.DoFn):
-    """Records to (session, its events in the order read); what cannot be read goes to the side output."""
+    """Records to (session or group of sessions, its events in the order read).
 
-    def __init__(self, stream: Stream) -> None:
+    What cannot be read goes to the side output.
+    """
+
+    def __init__(self, stream: Stream, groups: int | None = None) -> None:
         super().__init__()
         self._max_event_bytes, self._max_ahead_ms = stream.max_event_bytes, stream.max_ahead
+        self._groups = groups
 
     def process(self, element: list[Record]) -> Iterator[object]:
-        sessions: dict[str, list[Stamped]] = {}
+        keys: dict[str, list[Stamped]] = {}
         for record in element:
             parsed = parse(record.payload, self._max_event_bytes, record.appended_at_ms + self._max_ahead_ms)
             if isinstance(parsed, Refusal):
                 yield beam.pvalue.TaggedOutput(_DEAD, _dead_letter(record, parsed))
             else:
                 stamp = Stamp(record.appended_at_ms, record.partition, record.offset)
-                sessions.setdefault(parsed.session_id, []).append(Stamped(stamp, parsed))
-        yield from sessions.items()
+                keys.setdefault(self._key(parsed.session_id), []).append(Stamped(stamp, parsed))
+        yield from keys.items()
+
+    def _key(self, session_id: str) -> str:
+        return session_id if self._groups is None else group_of(session_id, self._groups)
 
 
 @beam.typehints.with_input_types(tuple[str, list[Stamped]])
@@ -99,24 +107,33 @@ class Sessions(beam.DoFn):
 @beam.typehints.with_input_types(list[Record])
 @beam.typehints.with_output_types(Encoded)
 class StreamRecords(beam.PTransform):
-    """Lists of log records to encoded outputs of all topics."""
+    """Lists of log records to encoded outputs of all topics.
 
-    def __init__(self, config: FeatureConfig) -> None:
+    `groups`: how many sessions are spread over, as keys of the state. Without, each session is a key.
+    """
+
+    def __init__(self, config: FeatureConfig, groups: int | None = None) -> None:
         super().__init__()
-        self._config = config
+        self._config, self._groups = config, groups
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
-        parse_step = beam.ParDo(Parse(self._config.stream))
-        parsed = records | "Parse" >> parse_step.with_outputs(_DEAD, main="sessions")
-        outputs = parsed.sessions | "Sessions" >> beam.ParDo(Sessions(Rules.of(self._config)))
-        return (outputs, parsed[_DEAD]) | beam.Flatten()
+        parse_step, rules = beam.ParDo(Parse(self._config.stream, self._groups)), Rules.of(self._config)
+        parsed = records | "Parse" >> parse_step.with_outputs(_DEAD, main="events")
+        step = (
+            "Sessions" >> beam.ParDo(Sessions(rules)) if self._groups is None else "Groups" >> beam.ParDo(Groups(rules))
+        )
+        return (parsed.events | step, parsed[_DEAD]) | beam.Flatten()
 
 
 def build(
-    pipeline: beam.Pipeline, source: beam.PTransform, sink: beam.PTransform, config: FeatureConfig
+    pipeline: beam.Pipeline,
+    source: beam.PTransform,
+    sink: beam.PTransform,
+    config: FeatureConfig,
+    groups: int | None = None,
 ) -> beam.PCollection:
     """The whole graph: `source` gives lists of Record, `sink` takes Encoded. Returns what the sink returns."""
-    return pipeline | "Read" >> source | "Stream" >> StreamRecords(config) | "Write" >> sink
+    return pipeline | "Read" >> source | "Stream" >> StreamRecords(config, groups) | "Write" >> sink
 
 
 def _settle(session_id: str, turn: Turn, state: ReadModifyWriteRuntimeState, wake: RuntimeTimer) -> list[Encoded]:
@@ -129,7 +146,7 @@ def _settle(session_id: str, turn: Turn, state: ReadModifyWriteRuntimeState, wak
         wake.clear()
     else:
         wake.set(Timestamp(micros=turn.wake_at_ms * 1000))
-    return [Encoded(topic_of(o), session_id, output_id(o), encode(o)) for o in turn.outputs]
+    return [encoded(session_id, output) for output in turn.outputs]
 
 
 def _dead_letter(record: Record, refusal: Refusal) -> Encoded:

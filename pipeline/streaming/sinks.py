@@ -13,9 +13,11 @@ from typing import NamedTuple
 import apache_beam as beam
 import xxhash
 
+from pipeline.events import encode
 from pipeline.logs.log import DEAD_LETTERS, Entry, EventLog
 from pipeline.streaming.errors import TwoContentsError
 from pipeline.streaming.outputs import identity, read_all
+from pipeline.transitions.session import Output, output_id, topic_of
 
 Offsets = dict[str, dict[int, int]]  # topic -> partition -> offset
 
@@ -27,6 +29,10 @@ class Encoded(NamedTuple):
     key: str
     id: str
     payload: bytes
+
+
+def encoded(session_id: str, output: Output) -> Encoded:
+    return Encoded(topic_of(output), session_id, output_id(output), encode(output))
 
 
 class Outbox:

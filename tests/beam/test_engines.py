@@ -23,7 +23,8 @@ from pipeline.events import decode, encode
 from pipeline.logs.log import EPISODES, LATE, SAMPLES, TRANSITIONS, Entry, Record
 from pipeline.records import Ending, Episode, FeedbackKind, Page, SetAside, Transition
 from pipeline.streaming.embedded import EmbeddedRunner
-from pipeline.streaming.job import build
+from pipeline.streaming.groups import group_of
+from pipeline.streaming.job import Parse, build
 from pipeline.streaming.sinks import Encoded
 from pipeline.streaming.sources import Batch, Poll
 from pipeline.transitions.session import Stamped
@@ -50,10 +51,17 @@ class WriteFiles(beam.DoFn):
             (self._folder / uuid.uuid4().hex).write_bytes(b"\n".join(self._lines))
 
 
-def run(runner: PipelineRunner, source: beam.PTransform, config: FeatureConfig, folder: Path, *flags: str) -> Told:
+def run(
+    runner: PipelineRunner,
+    source: beam.PTransform,
+    config: FeatureConfig,
+    folder: Path,
+    *flags: str,
+    groups: int | None = None,
+) -> Told:
     folder.mkdir()
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions([*flags]))
-    build(pipeline, source, beam.ParDo(WriteFiles(folder)), config)
+    build(pipeline, source, beam.ParDo(WriteFiles(folder)), config, groups)
     pipeline.run().wait_until_finish()
     told: Told = defaultdict(list)
     for file in folder.iterdir():
@@ -100,6 +108,24 @@ def test_a_bounded_log_gives_the_same_outputs_on_beams_own_runner(
     theirs = run(FnApiRunner(), beam.Create(todo), config, tmp_path / "theirs")
     assert payloads(theirs) == payloads(ours)
     assert set(ours) >= {SAMPLES, TRANSITIONS, EPISODES, LATE}
+
+
+@pytest.mark.parametrize("groups", [1, 7])
+def test_keyed_by_groups_of_sessions_the_outputs_are_the_same(
+    config: FeatureConfig, traffic: Callable[..., list[Entry]], tmp_path: Path, groups: int
+) -> None:
+    todo = batches(traffic(3, 40), 50)
+    by_session = run(embedded(), Poll(BatchSource(todo, config.stream.lateness)), config, tmp_path / "by-session")
+    ours = run(embedded(), Poll(BatchSource(todo, config.stream.lateness)), config, tmp_path / "ours", groups=groups)
+    theirs = run(FnApiRunner(), beam.Create(todo), config, tmp_path / "theirs", groups=groups)
+    assert payloads(theirs) == payloads(ours) == payloads(by_session)
+
+
+def test_events_of_a_group_go_on_together(config: FeatureConfig, traffic: Callable[..., list[Entry]]) -> None:
+    (records,) = batches(traffic(3, 100), 10_000)
+    elements = [each for each in Parse(config.stream, groups=7).process(records) if isinstance(each, tuple)]
+    assert sorted(key for key, _ in elements) == list("0123456")
+    assert all(group_of(stamped.event.session_id, 7) == key for key, events in elements for stamped in events)
 
 
 def story(beats: list[int | list[tuple[int, object]]]) -> list[int | list[Record]]:
@@ -153,28 +179,36 @@ class StorySource:
         return Batch(records, T + self._now_ms, not self._left)
 
 
-def expected(config: FeatureConfig, told: Told) -> None:
-    """Page, transition and episode, each at its own time: no engine may fire a timer early or late."""
+def expected(config: FeatureConfig, told: Told, step_ms: int = 1) -> None:
+    """Page, transition and episode, each at its own time: no engine may fire a timer early or late.
+
+    `step_ms`: times are multiples of it.
+    """
+
+    def at(time_ms: int) -> int:
+        return -(-time_ms // step_ms) * step_ms
+
     pages = [(time_ms - T, decode(payload, Page)) for time_ms, payload in told[SAMPLES]]
     assert [(time_ms, page.id, [label.clicks for label in page.labels]) for time_ms, page in pages] == [
-        (3_001, "s/0", [1, 1]),
-        (7_001, "s/1", [0, 0]),
+        (at(3_001), "s/0", [1, 1]),
+        (at(7_001), "s/1", [0, 0]),
     ]
     transitions = [(time_ms - T, decode(payload, Transition)) for time_ms, payload in told[TRANSITIONS]]
     assert [(time_ms, t.request_id, round(t.reward, 9), t.discount, t.ending) for time_ms, t in transitions] == [
-        (7_201, "s/0", 0.2, 1.0, None),
-        (17_201, "s/1", 0.0, 0.0, Ending.INFERRED_LEAVE),
+        (at(7_201), "s/0", 0.2, 1.0, None),
+        (at(17_201), "s/1", 0.0, 0.0, Ending.INFERRED_LEAVE),
     ]
     ((time_ms, payload),) = told[EPISODES]
     episode = decode(payload, Episode)
-    assert (time_ms - T, [round(s.reward, 9) for s in episode.steps]) == (17_201, [0.2, 0.0])
+    assert (time_ms - T, [round(s.reward, 9) for s in episode.steps]) == (at(17_201), [0.2, 0.0])
     ((_, payload),) = told[LATE]
     late = decode(payload, SetAside)
     assert (late.reason, late.event.event_id) == ("transport", "c3")
 
 
+@pytest.mark.parametrize(("groups", "step_ms"), [(None, 1), (3, 1_000)])
 def test_the_scenario_on_beams_test_stream(
-    config: FeatureConfig, scenario: list[int | list[Record]], tmp_path: Path
+    config: FeatureConfig, scenario: list[int | list[Record]], tmp_path: Path, groups: int | None, step_ms: int
 ) -> None:
     stream = scripted.TestStream()
     for beat in scenario:
@@ -183,13 +217,16 @@ def test_the_scenario_on_beams_test_stream(
         else:
             stream = stream.add_elements([beat])
     source = stream.advance_watermark_to_infinity()
-    expected(config, run(BundleBasedDirectRunner(), source, config, tmp_path / "out", "--streaming"))
+    told = run(BundleBasedDirectRunner(), source, config, tmp_path / "out", "--streaming", groups=groups)
+    expected(config, told, step_ms)
 
 
+@pytest.mark.parametrize(("groups", "step_ms"), [(None, 1), (3, 1_000)])
 def test_the_scenario_on_the_embedded_runner(
-    config: FeatureConfig, scenario: list[int | list[Record]], tmp_path: Path
+    config: FeatureConfig, scenario: list[int | list[Record]], tmp_path: Path, groups: int | None, step_ms: int
 ) -> None:
-    expected(config, run(embedded(), Poll(StorySource(scenario)), config, tmp_path / "out"))
+    told = run(embedded(), Poll(StorySource(scenario)), config, tmp_path / "out", groups=groups)
+    expected(config, told, step_ms)
 
 
 @pytest.mark.parametrize("hint", [list[Record], tuple[str, list[Stamped]], Encoded])

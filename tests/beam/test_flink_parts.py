@@ -17,7 +17,7 @@ from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
 from apache_beam.runners.worker import statecache
 from apache_beam.runners.worker.bundle_processor import FnApiUserStateContext
-from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.userstate import BagStateSpec
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
@@ -26,7 +26,7 @@ from pipeline.logs.files import FileLog, partition_of
 from pipeline.logs.log import EVENTS, Entry
 from pipeline.streaming.errors import SnapshotError
 from pipeline.streaming.flink import launch
-from pipeline.streaming.flink.options import Settings, pipeline_options
+from pipeline.streaming.flink.options import GROUPS, Settings, pipeline_options
 from pipeline.streaming.flink.source import Pace, ReadLog, ReadPartitions
 from pipeline.streaming.flink.worker import commit, environment, weight
 
@@ -186,13 +186,12 @@ def test_the_worker_gets_what_beams_main_program_reads() -> None:
     assert "STATUS_API_SERVICE_DESCRIPTOR" not in variables
 
 
-def test_the_cache_of_state_counts_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_state_keeps_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statecache, "get_deep_size", weight)
-    cache = statecache.StateCache(3 * weight(["session"]))
-    for key in "abcd":
-        cache.put((key, b"token"), [])
-        cache.put((key, b"token"), ["session"])
-    assert [cache.peek((key, b"token")) for key in "abcd"] == [None, ["session"], ["session"], ["session"]]
+    cache = statecache.StateCache(1_000_000)
+    for key in range(GROUPS):
+        cache.put((key, b"token"), [bytes(1_000_000)])
+    assert all(cache.peek((key, b"token")) for key in range(GROUPS))
 
 
 class Store:
@@ -217,12 +216,11 @@ class Store:
 
 
 def changed(store: Store) -> FnApiUserStateContext:
-    """By a bundle: one session is written, one is over, one was only looked for."""
-    context = FnApiUserStateContext(store, "Sessions", StrUtf8Coder(), GlobalWindows().get_window_coder())
-    one, over, _ = (
-        context.get_state(ReadModifyWriteStateSpec("session", BytesCoder()), name, GlobalWindow()) for name in "abc"
-    )
-    one.write(b"x")
+    """By a bundle: one group is written anew, one is over, one was only looked for."""
+    context = FnApiUserStateContext(store, "Groups", StrUtf8Coder(), GlobalWindows().get_window_coder())
+    anew, over, _ = (context.get_state(BagStateSpec("sessions", BytesCoder()), name, GlobalWindow()) for name in "abc")
+    anew.clear()
+    anew.add(b"x")
     over.clear()
     return context
 
@@ -265,6 +263,12 @@ def test_the_state_of_another_job_is_refused(
     else:
         with pytest.raises(SnapshotError, match=message):
             launch._check(tmp_path, was, now)
+
+
+def test_a_job_keeps_the_number_of_its_groups(config: FeatureConfig, tmp_path: Path) -> None:
+    was, now = (launch.Submitted(launch._job(config, Settings(groups=n)), "file:///log", "n") for n in (8, 16))
+    with pytest.raises(SnapshotError, match="groups of sessions was 8, is 16"):
+        launch._check(tmp_path, was, now)
 
 
 def test_a_damaged_note_of_the_job_is_an_error(tmp_path: Path) -> None:

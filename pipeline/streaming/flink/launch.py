@@ -68,7 +68,7 @@ def run_on_flink(
             return _run_locally(config, log_url, state_dir, settings, partitions, stop)
         rest = Rest(settings.master)
         _check_version(rest, settings)
-        job = _running(rest, config, log_url, state_dir) or _submit(
+        job = _running(rest, config, log_url, state_dir, settings) or _submit(
             rest, config, log_url, state_dir, settings, partitions, stop
         )
         return job and _follow(rest, job, state_dir, stop)
@@ -113,12 +113,12 @@ def _check_result(result: PipelineResult) -> None:
         raise FlinkError(message)
 
 
-def _running(rest: Rest, config: FeatureConfig, log_url: str, state_dir: Path) -> str | None:
+def _running(rest: Rest, config: FeatureConfig, log_url: str, state_dir: Path, settings: Settings) -> str | None:
     """The job that this folder is of, if the cluster still has it."""
     submitted = _submitted(state_dir)
     if submitted is None:
         return None
-    _check(state_dir, submitted, Submitted(job_of(config), log_url, submitted.name))
+    _check(state_dir, submitted, Submitted(_job(config, settings), log_url, submitted.name))
     job = rest.job_named(submitted.name)
     if job is None or rest.state(job) in ENDED:
         return None
@@ -137,7 +137,7 @@ def _submit(
 ) -> str | None:
     """The job's id; None when told to stop before Flink had it."""
     name, resume = _name(config), resume_point(state_dir)
-    durable.write(_file(state_dir), msgspec.json.encode(Submitted(job_of(config), log_url, name)))
+    durable.write(_file(state_dir), msgspec.json.encode(Submitted(_job(config, settings), log_url, name)))
     _LOG.info("submitting job %s, which goes on from %s", name, resume or "the start of the events")
     result = _start(config, log_url, settings, partitions, name, state_dir, resume)
     deadline_s = time.monotonic() + _SUBMIT_S
@@ -196,7 +196,7 @@ def _start(
     checkpoints = (state_dir.resolve() / "checkpoints").as_uri()
     pipeline = beam.Pipeline(runner=FlinkRunner(), options=pipeline_options(settings, name, checkpoints, resume))
     source = ReadLog(log_url, count, settings.parallelism, config.stream.lateness, config.stream.clock_skew)
-    build(pipeline, source, beam.ParDo(AppendToLog(log_url)), config)
+    build(pipeline, source, beam.ParDo(AppendToLog(log_url)), config, settings.groups)
     return pipeline.run()
 
 
@@ -205,6 +205,11 @@ def resume_point(state_dir: Path) -> str | None:
     found = [*state_dir.glob("savepoints/*/_metadata"), *state_dir.glob("checkpoints/*/chk-*/_metadata")]
     newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
     return newest and newest.resolve().parent.as_uri()
+
+
+def _job(config: FeatureConfig, settings: Settings) -> dict[str, Any]:
+    """What the job's state depends on."""
+    return {**job_of(config), "groups of sessions": settings.groups}
 
 
 def _name(config: FeatureConfig) -> str:

@@ -14,9 +14,13 @@ LOCAL = "[local]"
 FLINK_VERSION = "1.20"
 # Groups of keys that state is stored by; a savepoint is bound to it, and no parallelism can be higher.
 MAX_PARALLELISM = 128
+# Of sessions, by their name: the keys of their state, so that a bundle costs as many round trips to the task manager,
+# at most, and not one for each session in it. No more workers than that have sessions, and fewer than four for each
+# make for unequal shares. A savepoint is bound to it.
+GROUPS = 64
 # What a step gave out, and the watermark, go on when its bundle ends: this often, at the latest.
 _BUNDLE_MS = 200
-# Of each Python worker, for the state of sessions: what is in it need not be asked of the task manager.
+# Of each Python worker, for the state of groups. It must only not be 0: what they hold is in memory in any case.
 _CACHE_MB = 100
 # Flink's and Beam's libraries reach into the JDK's own packages.
 _OPENS = ("io", "lang", "net", "nio", "text", "time", "util", "util.concurrent")
@@ -30,6 +34,7 @@ class Settings(NamedTuple):
     job_server: str | None = None  # the jar of Beam's job server; None: Beam fetches it
     worker: str | None = None  # the command on task managers; None: the one beside this Python
     checkpoint_interval_ms: int = 10_000
+    groups: int = GROUPS
     job_server_flags: tuple[str, ...] = ()  # for its JVM
     extra: tuple[str, ...] = ()  # more options of Beam's runner
 

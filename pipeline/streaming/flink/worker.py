@@ -20,7 +20,6 @@ from apache_beam.runners.worker import bundle_processor, sdk_worker_main, statec
 from google.protobuf import json_format, text_format
 
 _WAIT_S = 60
-_STATE_BYTES = 20_000  # what a session takes in memory, on average: a few pages, each with ten items
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,22 +38,23 @@ def prepare(arguments: Sequence[str] | None = None) -> None:
     os.environ.update(environment(given.id, provision_of(given.provision_endpoint, given.id)))
 
 
-def weight(*values: object) -> int:
-    """Bytes that the cache of state is to count for a value: a list of one session, or of none.
+def weight(*_: object) -> int:
+    """Bytes that the cache of state is to count for a value: so few that it lets go of none.
 
-    Beam's own measure walks all that a value refers to, and all loaded modules: about a millisecond, twice for each
-    session in each bundle. And it does not see into our records, of which the garbage collector does not know.
+    The values are the pieces of groups of sessions (`pipeline.streaming.groups`). What is open is in memory in any
+    case, and the rest is a multiple of that. Beam's own measure walks all that a value refers to, and all loaded
+    modules: milliseconds, for each group in each bundle.
     """
-    return sum(100 + _STATE_BYTES * (len(value) if isinstance(value, list) else 1) for value in values)
+    return 100
 
 
 def commit(context: Any) -> None:
     """Write what a bundle has changed: everything is sent, then everything is waited for.
 
-    Beam's own waits for the answer to each write before it sends the next, which wakes four threads for each session in
+    Beam's own waits for the answer to each write before it sends the next, which wakes four threads for each group in
     each bundle; and it does not look at the answers.
     """
-    sent = [request for state in context._all_states.values() for request in _writes(state._underlying_bag_state)]
+    sent = [request for state in context._all_states.values() for request in _writes(state)]
     errors = sorted({answer.error for answer in (request.get() for request in sent) if answer.error})
     if errors:
         message = f"Flink did not take the state of sessions: {'; '.join(errors)}"
