@@ -195,14 +195,27 @@ def simulate(
 
 
 @click.command()
+@click.argument("folders", nargs=-1, type=FOLDER)
 @_RUN
-def report(folder: Path | None) -> None:
-    """Write the report of a run."""
+@click.option("--to", type=FOLDER, help="Folder for the comparison [default: the report/ of the first run].")
+def report(folders: tuple[Path, ...], folder: Path | None, to: Path | None) -> None:
+    """Write the report of a run; with several FOLDERS one that compares their runs."""
+    if len(folders) > 1 and folder is None:
+        from pageturn.report import write_comparison
+        from pageturn.run import open_run
+
+        click.echo(write_comparison([open_run(each) for each in folders], to))
+        return
+    if (folders and folder is not None) or to is not None:
+        message = (
+            "expected one run, by --run or as an argument; or several as arguments, to compare, with or without --to"
+        )
+        raise click.UsageError(message)
     from pageturn.measures import measure
     from pageturn.report import write_report
     from pageturn.run import open_run
 
-    run = open_run(folder)
+    run = open_run(folders[0] if folders else folder)
     click.echo(write_report(run, measure(run)))
 
 

@@ -63,7 +63,7 @@ def _medians(found: ActionOverTime, clock: Clock) -> Table:
 
 
 def learning_charts(rows: Sequence[Row], policies: Sequence[str], colours: Colours, clock: Clock) -> Iterator[Chart]:
-    points = _thinned([row for row in rows if "value_loss" in row])
+    points = thinned([row for row in rows if "value_loss" in row])
     if not points:
         return
     x = [clock.since(point["time_ms"]) for point in points]
@@ -99,29 +99,29 @@ def learning_charts(rows: Sequence[Row], policies: Sequence[str], colours: Colou
 
 
 def _of(name: str, colour: str, key: str) -> tuple[str, str, Callable[[Row], float | None]]:
-    return name, colour, lambda point: _number(point.get(key))
+    return name, colour, lambda point: number(point.get(key))
 
 
 def _ratio(policy: str) -> Callable[[Row], float | None]:
     def ratio(point: Row) -> float | None:
-        a, v = _number(point.get(f"advantage_abs/{policy}")), _number(point.get("value_abs"))
+        a, v = number(point.get(f"advantage_abs/{policy}")), number(point.get("value_abs"))
         return a / v if a is not None and v else None
 
     return ratio
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _thinned(rows: Sequence[Row]) -> list[Row]:
+def thinned(rows: Sequence[Row]) -> list[Row]:
     """At most so many points, each the mean of the rows it stands for."""
     step = -(-len(rows) // _POINTS) or 1
     return [_mean(rows[i : i + step]) for i in range(0, len(rows), step)]
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    values = {key: [_number(row.get(key)) for row in rows] for key in rows[0]}
+    values = {key: [number(row.get(key)) for row in rows] for key in rows[0]}
     return {
         key: sum(known) / len(known) for key, found in values.items() if (known := [v for v in found if v is not None])
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,51 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from pageturn.measures import Measures
-from pageturn.report.page import page
-from pageturn.run import Run
+from pageturn.measures import Measures, measure
+from pageturn.report.compared import compared
+from pageturn.report.page import Page, page
+from pageturn.run import Run, RunError
 from pipeline import durable
 
-INDEX, SCRIPT = "index.html", "plotly.min.js"
+INDEX, COMPARED, SCRIPT = "index.html", "compared.html", "plotly.min.js"
 
 
 def write_report(run: Run, measures: Measures) -> Path:
     """The page's path. Written anew as a whole, so that a reader never sees half of one."""
-    run.report.mkdir(exist_ok=True)
-    durable.write(run.report / SCRIPT, get_plotlyjs().encode())
-    durable.write(run.report / INDEX, render(measures).encode())
-    return run.report / INDEX
+    return _write(run.report / INDEX, page(measures))
+
+
+def write_comparison(runs: Sequence[Run], folder: Path | None = None) -> Path:
+    """The same of several runs, beside the report of the first if no folder is named. Raises as `measure` does."""
+    shown = compared([(name, measure(run), run.config()) for name, run in zip(_names(runs), runs, strict=True)])
+    return _write((folder or runs[0].report) / COMPARED, shown)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Of their folders, as much as tells them apart."""
+    for parts in range(1, max(len(run.folder.parts) for run in runs)):
+        names = ["/".join(run.folder.parts[-parts:]) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.folder) for run in runs]
+
+
+def _write(path: Path, shown: Page) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(path.with_name(SCRIPT), get_plotlyjs().encode())
+        durable.write(path, _rendered(shown).encode())
+    except OSError as error:
+        message = f"{path}: the report cannot be written: {error.strerror}"
+        raise RunError(message) from error
+    return path
 
 
 def render(measures: Measures) -> str:
+    return _rendered(page(measures))
+
+
+def _rendered(shown: Page) -> str:
     """All text is escaped, that in the charts' data too."""
     environment = Environment(
         loader=PackageLoader("pageturn.report", "."),
@@ -35,7 +64,6 @@ def render(measures: Measures) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = page(measures)
     figures = {chart.id: _shielded(chart.figure) for section in shown.sections for chart in section.charts}
     return environment.get_template("page.html.jinja").render(page=shown, figures=_json(figures), script=SCRIPT)
 

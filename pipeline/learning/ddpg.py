@@ -141,6 +141,10 @@ class Ddpg(tf.Module):
         """What pre-training trains: nothing where there is no V."""
         return () if self._plain else (self.tower, self.value_head)
 
+    @property
+    def unserved(self) -> dict[str, tf.Module]:
+        return {"value": self.value_head, "advantage": self.advantage_heads}
+
     def adopt_value(self, other: Ddpg) -> None:
         for networks in (self.online, self.target.networks):
             for part, of_other in zip((networks.tower, networks.value_head), other.value_parts, strict=True):

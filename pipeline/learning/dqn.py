@@ -85,6 +85,10 @@ class Dqn(tf.Module):
         self.steps = in_turn(self.step)
         self.evaluate = tf.function(self._evaluate, input_signature=(inputs_spec(config),), autograph=False)
 
+    @property
+    def unserved(self) -> dict[str, tf.Module]:
+        return {} if self.online.value is None else {"value": self.online.value}
+
     def losses(self, batch: Batch) -> Report:
         q_tm1, q_t = self.online(batch.state), self.target.networks(batch.next_state)
         choice_t = best(self.online(batch.next_state) if self._variant.double else q_t)

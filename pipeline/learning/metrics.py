@@ -57,12 +57,19 @@ def _of_seeds(training: Training) -> dict[str, float]:
 
 
 def _of_weights(training: Training) -> dict[str, float]:
-    """Norms of what is served of the chosen seed: of the tower, and of each policy's head. Without large tables."""
+    """Norms of the chosen seed's weights: of the tower and V, and of each policy's heads. Without large tables."""
     actor, seed = training.learner.actor, training.chosen
-    names = training.config.learned_policies()
-    tower, heads = ([v for v in part.variables if np.prod(v.shape) < _LARGE] for part in (actor.tower, actor.heads))
-    of_heads = {f"head_norm/{name}": _norm(v[seed, k] for v in heads) for k, name in enumerate(names)}
-    return {"tower_norm": _norm(v[seed] for v in tower), **of_heads}
+    unserved: dict[str, tf.Module] = getattr(training.learner, "unserved", {})
+    parts = {"tower": actor.tower, "head": actor.heads, **unserved}
+    norms: dict[str, float] = {}
+    for part, module in parts.items():
+        variables = [v for v in module.variables if np.prod(v.shape) < _LARGE]
+        if part in ("tower", "value"):
+            norms |= {f"{part}_norm": _norm(v[seed] for v in variables)}
+        else:
+            names = enumerate(training.config.learned_policies())
+            norms |= {f"{part}_norm/{name}": _norm(v[seed, k] for v in variables) for k, name in names}
+    return norms
 
 
 def _norm(parts: Iterable[tf.Tensor]) -> float:

@@ -88,6 +88,10 @@ class OnPolicy(tf.Module):
         wide, row = tf.TensorSpec([self._seeds, None, self.space.size]), tf.TensorSpec([self._seeds, None])
         return Examples(inputs_spec(config, self._seeds), *[wide] * 4, *[row] * 4)
 
+    @property
+    def unserved(self) -> dict[str, tf.Module]:
+        return {"value": self.networks.value_head, "gain": self.networks.gain_heads}
+
     # A rollout -------------------------------------------------------------------------------------------------------
 
     def learn(self, pages: Pages, turn: Turn) -> Lesson:

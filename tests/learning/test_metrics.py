@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
+from pipeline.config import schema
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder
 from pipeline.learning.metrics import measured
@@ -44,6 +45,21 @@ def test_norms_are_of_what_is_served(training) -> None:
     assert "seed_chosen" not in line  # there is one
 
 
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [(schema.Ddpg, {"value", "advantage"}), (schema.DuelingDqn, {"value"}), (schema.Ppo, {"value", "gain"})],
+)
+def test_norms_are_of_what_only_learns_too(make_config, kind: type, parts: set[str]) -> None:
+    training = Training(make_config(kind=kind), Encoder(make_config()))
+    line, unserved = measured(training, 0), training.learner.unserved
+    assert unserved.keys() == parts
+    value = np.concatenate([v.numpy()[0].ravel() for v in unserved["value"].variables])
+    assert line["value_norm"] == pytest.approx(np.linalg.norm(value), rel=1e-5)
+    for part in parts - {"value"}:
+        of_second = np.concatenate([v.numpy()[0, 1].ravel() for v in unserved[part].variables])
+        assert line[f"{part}_norm/p2"] == pytest.approx(np.linalg.norm(of_second), rel=1e-5)
+
+
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(directory.glob("events.out.tfevents.*")):
@@ -70,4 +86,7 @@ def test_a_run_writes_a_summary_of_each_round(make_config, make_transition, tmp_
     train(config, f"file://{tmp_path / 'log'}", tmp_path / "work", until_idle=True, tensorboard=tmp_path / "board")
     found = scalars(tmp_path / "board")
     assert [step for step, _ in found["value_loss"]] == [64, 128]
-    assert {"advantage_mean/p1", "action_mean/p2/a", "action_norm/p1", "tower_norm", "q_abs/p1"} <= found.keys()
+    losses = {"value_loss", "advantage_loss/p1", "actor_loss/p2"}
+    watched = {"value_mean", "advantage_mean/p1", "action_mean/p2/a", "action_norm/p1", "q_abs/p1"}
+    norms = {"tower_norm", "head_norm/p1", "value_norm", "advantage_norm/p2"}
+    assert losses | watched | norms <= found.keys()
