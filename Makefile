@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning bench-classics k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -53,6 +53,10 @@ $(LEARNING_PEERS)/.ready: benchmarks/peers/learning.txt $(READY)
 	test -x $(LEARNING_PEERS)/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $(LEARNING_PEERS)
 	$(BIN)/uv pip install -q --python $(LEARNING_PEERS)/bin/python -r benchmarks/peers/learning.txt
 	touch $@
+
+# CartPole and Pendulum. Resumes where it was stopped; `make bench-classics QUICK=--quick` only says whether it runs.
+bench-classics: $(READY)
+	$(BIN)/python -m benchmarks.classics $(QUICK)
 
 # The model server is the stand-in, or the binary that PAGETURN_MODEL_SERVER names. Seven minutes.
 bench-serving: $(READY)
