@@ -176,7 +176,10 @@ def train(
     metrics_address: str | None,
     tensorboard: Path | None,
 ) -> None:
-    """Learn from transitions as they come; write candidates."""
+    """Learn from transitions as they come; write candidates.
+
+    With TF_CONFIG set, as tf.distribute has it, this is one of several workers that learn together.
+    """
     from pipeline.config.reading import load_config
     from pipeline.features.stored_vectors import StoredVectors
     from pipeline.monitoring.catalogue import TRAINER
@@ -186,17 +189,20 @@ def train(
     feature_config, stop = load_config(config_path), stop_signal()
     with closing(open_store(store_url)) as store:
         from model_export.exporting import exporter_of  # after the rest was checked: TensorFlow takes seconds to load
+        from pipeline.learning.together import team_of
         from pipeline.learning.trainer import train as run_trainer
 
+        team = team_of(feature_config, os.environ.get("TF_CONFIG"))
+        leads = team is None or team.is_chief
         vectors = StoredVectors(store, feature_config.kv_prefix, capacity=_VECTORS_IN_MEMORY, monotonic=time.monotonic)
-        export = exporter_of(feature_config, staging)
+        export = exporter_of(feature_config, staging) if leads else None
         _LOG.info("following the transitions in %s", log_url)
         metrics = Metrics(TRAINER)
-        with exposed(metrics, metrics_address):
+        with exposed(metrics, metrics_address if leads else None):
             done = run_trainer(
                 feature_config, log_url, state,
                 vectors=vectors, export=export, until_idle=until_idle, stop=stop, metrics=metrics,
-                tensorboard=tensorboard, store=store,
+                tensorboard=tensorboard, store=store, team=team,
             )  # fmt: skip
     explored = ", ".join(f"{name} explored {n}" for name, n in done.explored.items()) or "none explored"
     click.echo(f"{done.ingested} transitions ({explored}), {done.updates} updates")

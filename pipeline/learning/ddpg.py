@@ -35,6 +35,7 @@ from pipeline.learning.losses import (
 from pipeline.learning.networks import Inputs, drawing, for_policies
 from pipeline.learning.optimiser import Adam
 from pipeline.learning.parabola import Prior
+from pipeline.learning.reducing import averaged
 from pipeline.learning.targets import NoTarget, Periodic, Polyak, Target
 
 Pages = Callable[[Batch], tf.Tensor]  # which of a batch: [S, B] 0 or 1
@@ -195,8 +196,9 @@ class Ddpg(tf.Module):
             of_seed = losses.value_loss + tf.reduce_sum(losses.advantage_loss, axis=1) / self._policies
             critic_loss = tf.reduce_sum(of_seed)  # V and A weigh alike; seeds share no weight
             actor_loss = tf.reduce_sum(tf.where(active, losses.actor_loss, 0.0))
-        of_heads, of_tower = actor_tape.gradient(actor_loss, (self.actor_variables, self.actor_tower_variables))
-        of_critic, of_value = critic_tape.gradient(critic_loss, (self.critic_variables, self.value_variables))
+        of_actor = actor_tape.gradient(actor_loss, (self.actor_variables, self.actor_tower_variables))
+        of_both = critic_tape.gradient(critic_loss, (self.critic_variables, self.value_variables))
+        (of_heads, of_tower), (of_critic, of_value) = averaged((of_actor, of_both))
         self.critic_adam.apply(of_critic)
         if self.value_adam is not None:
             self.value_adam.apply(of_value)

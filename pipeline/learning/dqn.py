@@ -20,6 +20,7 @@ from pipeline.learning.learner import Batch, Evaluation, batch_spec, for_seeds, 
 from pipeline.learning.networks import Draw, Inputs, Mlp, Tower, drawing
 from pipeline.learning.optimiser import Adam
 from pipeline.learning.q_losses import dueling, huber, q_learning
+from pipeline.learning.reducing import averaged
 from pipeline.learning.targets import NoTarget, Periodic, Target
 
 _TARGET_PERIOD = 200  # updates
@@ -104,7 +105,7 @@ class Dqn(tf.Module):
             losses = self.losses(batch)
             loss = tf.reduce_sum(losses.q_loss) / self._policies  # seeds share no weight
         variables = self.online.trainable_variables
-        self.adam.apply(tape.gradient(loss, variables))
+        self.adam.apply(averaged(tape.gradient(loss, variables)))
         self.heads.open(active)
         self.target.follow()
         return losses._asdict()

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import tensorflow as tf
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.encoder import Encoder
@@ -66,18 +67,24 @@ class ReplayFeeding:
         return None
 
     def learn(self, learner: Learner, snapshot: Snapshot, progress: Progress, active: np.ndarray) -> list[Losses]:
-        if len(self._replay) < self._algorithm.batch_size:
+        if not self._has_enough():
             return []
         progress.owed += self._round_size * self._algorithm.updates_per_transition
         owed = int(progress.owed)
         progress.owed -= owed
         history: list[Losses] = []
         for batches in self._drawn(owed, snapshot, progress.updates):
-            losses, count = learner.steps(batches, active), len(batches.reward)
+            losses, count = self._updated(learner, batches, active), len(batches.reward)
             progress.updates += count
             columns = {name: x.numpy() for name, x in losses.items()}
             history += [{name: x[i] for name, x in columns.items()} for i in range(count)]
         return history
+
+    def _has_enough(self) -> bool:
+        return len(self._replay) >= self._algorithm.batch_size
+
+    def _updated(self, learner: Learner, batches: Batch, active: np.ndarray) -> Mapping[str, tf.Tensor]:
+        return learner.steps(batches, active)
 
     def _drawn(self, owed: int, snapshot: Snapshot, number: int) -> Iterator[Batch]:
         """For one call after another. The next one's are drawn and encoded beside the learner, on another core."""
@@ -95,11 +102,15 @@ class ReplayFeeding:
         seeds, size = self._algorithm.all_seeds, self._algorithm.batch_size
         rngs = [np.random.default_rng([seed % 2**64, number]) for seed in seeds]
         drawn = [self._replay.draw(rng, count * size).reshape(count, size) for rng in rngs]
-        state, next_state, *scalars = self._replay.take(np.stack(drawn, axis=1).ravel())
+        return self._batch(self._replay, np.stack(drawn, axis=1), snapshot)
+
+    def _batch(self, replay: Replay, at: np.ndarray, snapshot: Snapshot) -> Batch:
+        """Of rows that lie `at` [count, S, B]."""
+        state, next_state, *scalars = replay.take(at.ravel())
         inputs = [self._encoder.finish(rows, snapshot) for rows in (state, next_state)]
 
         def stacked(x: np.ndarray) -> np.ndarray:
-            return x.reshape(count, len(seeds), size, *x.shape[1:])
+            return x.reshape(*at.shape, *x.shape[1:])
 
         states = [{name: stacked(x) for name, x in each.items()} for each in inputs]
         return Batch(*states, *(stacked(x) for x in scalars))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from pipeline.learning.reducing import mean_count
+
 
 class Regression(NamedTuple):
     loss: tf.Tensor  # half the squared error, one per example
@@ -67,7 +69,7 @@ def masked_mean(x: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     ranks((mask, 2))
     mask = mask[:, None] if len(x.shape) == 3 else mask
     ranks((x, len(mask.shape)))
-    return tf.reduce_sum(x * mask, axis=-1) / tf.maximum(tf.reduce_sum(mask, axis=-1), 1.0)
+    return tf.reduce_sum(x * mask, axis=-1) / mean_count(mask)
 
 
 def regression(prediction: tf.Tensor, target: tf.Tensor) -> Regression:

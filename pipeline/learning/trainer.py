@@ -23,16 +23,17 @@ from pipeline.durable import exclusive
 from pipeline.events import encode
 from pipeline.features.encoder import Encoder, VectorSource
 from pipeline.features.inputs import part_of
-from pipeline.learning.carrying import carry_over
-from pipeline.learning.checkpoint import Checkpoints, Loaded, restore
+from pipeline.learning.checkpoint import Checkpoints
+from pipeline.learning.dealing import DealtFeeding
 from pipeline.learning.drn.training import RankingTraining
 from pipeline.learning.going_back import GoingBack
 from pipeline.learning.merging import MergedReader
 from pipeline.learning.metrics import MetricsFile, measured, show
-from pipeline.learning.progress import Progress, Saved, check_identity, decode_saved, former_config, identity
-from pipeline.learning.rereading import reread
+from pipeline.learning.progress import Progress
+from pipeline.learning.resuming import go_on
 from pipeline.learning.summaries import Summaries
-from pipeline.learning.training import ROUND_SIZE, Training, held_out_origins_of, origins_of
+from pipeline.learning.together import Team, WorkerError, check_can_learn_together, of_chief, packed, unpack
+from pipeline.learning.training import ROUND_SIZE, Training
 from pipeline.learning.watching import FeatureWatch
 from pipeline.logs.log import DEAD_LETTERS, SAMPLES, TRANSITIONS, Entry, EventLog, LogError, Record, ensure_topic
 from pipeline.logs.opening import open_log
@@ -75,6 +76,7 @@ class Job(NamedTuple):
     metrics: Metrics
     tensorboard: Path | None
     store: KeyValueStore | None
+    team: Team | None
 
 
 def train(
@@ -91,22 +93,33 @@ def train(
     metrics: Metrics | None = None,
     tensorboard: Path | None = None,
     store: KeyValueStore | None = None,
+    team: Team | None = None,
 ) -> Progress:
     """Learn from the transitions topic until stopped or, with `until_idle`, until all that it holds was learned from.
 
     Resumes from the work directory's newest checkpoint. `export` is called as `config.publish` says, and once at an
     idle end if there is anything new. `tensorboard` is a directory for the numbers of each round. `store` is where
-    requests to go back come from.
+    requests to go back come from. `team`: this is one of several trainers that learn together; all but the chief keep
+    nothing, hand out nothing and say nothing.
     Raises: TrainerError, LogError; whatever `vectors` and `export` raise.
     """
     tf.config.experimental.enable_op_determinism()
+    if team is not None:
+        check_can_learn_together(config)
+    if team is not None and not team.is_chief:
+        work_dir, export, metrics, tensorboard, store = work_dir / f"worker-{team.rank}", None, None, None, None
     with exclusive(work_dir), closing(open_log(log_url)) as log:
         job = Job(
             config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace(),
-            metrics or Metrics(TRAINER), tensorboard, store,
+            metrics or Metrics(TRAINER), tensorboard, store, team,
         )  # fmt: skip
         run = _Run(job)
-        run.follow()
+        try:
+            run.follow()
+        except WorkerError as error:
+            if not job.stop.is_set():
+                raise
+            _log.warning("%s; this one was to stop in any case", error)  # of all that are told to, some are quicker
         return run.training.progress
 
 
@@ -127,8 +140,8 @@ class _Run:
         self._updates = MetricsFile(job.work_dir / UPDATES)
         self._summaries = Summaries(job.tensorboard) if job.tensorboard else None
         self._dead_letters: list[DeadLetter] = []
-        encoder, kind = Encoder(job.config, job.vectors), Training if job.config.ranking is None else RankingTraining
-        self.training: AnyTraining = kind(job.config, encoder)
+        self._leads = job.team is None or job.team.is_chief
+        self.training = _training(job)
         self.training.seen = FeatureWatch(part_of(job.config, "state"), job.work_dir, job.metrics).add
         self._number = self._resume()
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
@@ -142,19 +155,20 @@ class _Run:
         while reader and not job.stop.is_set():
             if self._back.look():
                 self._checkpoint()
+                _check_alone(job.team)
             records = reader.poll(job.pace.poll)
             for record in records:
                 self._take(record)
                 if job.stop.is_set():
                     break
             self._bury()
-            if not records and job.until_idle and reader.caught_up():
+            if not records and job.until_idle and reader.caught_up() and (job.team is None or job.team.all_idle()):
                 break
-            if self._export_is_due():
+            if self._leads and self._export_is_due():
                 self._hand_out()
             if not records:
                 job.stop.wait(job.pace.idle_s)
-        if job.until_idle and not job.stop.is_set() and self._news() > 0:
+        if self._leads and job.until_idle and not job.stop.is_set() and self._news() > 0:
             self._hand_out()
         self._checkpoint()
 
@@ -184,7 +198,7 @@ class _Run:
         dead_letter = self.training.ingest(record)
         if dead_letter is not None:
             self._dead_letters.append(dead_letter)
-        if self.training.rounds != rounds:
+        if self.training.rounds != rounds and self._leads:
             line = measured(self.training, self._job.clock_ms())
             self._metrics.append(line)
             if self._summaries is not None:
@@ -200,7 +214,8 @@ class _Run:
 
     def _bury(self) -> None:
         """At least once: before their positions are behind a checkpoint."""
-        if not self._dead_letters:
+        if not self._dead_letters or not self._leads:
+            self._dead_letters.clear()
             return
         entries = [Entry(letter.key, encode(letter)) for letter in self._dead_letters]
         _log.warning("%d transitions refused, the last: %s", len(entries), self._dead_letters[-1].detail)
@@ -242,10 +257,12 @@ class _Run:
             return
         self._bury()
         self.training.check_finite()
+        self._durable = marks
+        if not self._leads:
+            return
         state = msgspec.msgpack.encode(self.training.saved())
         self._checkpoints.write(self._number + 1, self.training.learner, state)
         self._number += 1
-        self._durable = marks
         self._job.metrics.gauge("checkpoint_timestamp_seconds", self._job.clock_ms() / 1000)
 
     def _marks(self) -> _Marks:
@@ -254,26 +271,26 @@ class _Run:
 
     def _resume(self) -> int:
         """Number of the checkpoint that was resumed from; 0 where there was none."""
-        loaded = self._checkpoints.newest()
-        if loaded is None:
-            return 0
-        saved = decode_saved(loaded.state, str(loaded.path))
-        lost = self._resumed(loaded, saved)
-        if lost:
-            _log.warning(
-                "%d transitions of the replay are no longer in the log, or not readable; going on without", lost
-            )
-        _log.info("resumed from %s: %d transitions", loaded.path, saved.progress.ingested)
-        return loaded.number
+        loaded, team = self._checkpoints.newest() if self._leads else None, self._job.team
+        if team is not None:
+            loaded = of_chief(team, loaded)
+        if loaded is not None:
+            go_on(self.training, loaded, self._job.log, with_weights=self._leads)
+        if team is not None:
+            unpack(self.training.learner, team.from_chief(packed(self.training.learner)))
+        return loaded.number if loaded else 0
 
-    def _resumed(self, loaded: Loaded, saved: Saved) -> int:
-        """Returns how many records of the replay are gone."""
-        config, log, training = self._job.config, self._job.log, self.training
-        if isinstance(training, RankingTraining):
-            check_identity(saved, training.identity, str(loaded.path))
-            restore(training.learner, loaded)
-            return training.resume(saved, reread(log, origins_of(saved)))
-        former = former_config(saved, config)
-        check_identity(saved, identity(former, training.round_size), str(loaded.path))
-        carry_over(training.learner, loaded, config, former, saved.policies)
-        return training.resume(saved, reread(log, origins_of(saved)), reread(log, held_out_origins_of(saved)))
+
+def _training(job: Job) -> AnyTraining:
+    encoder, team = Encoder(job.config, job.vectors), job.team
+    if job.config.ranking is not None:
+        return RankingTraining(job.config, encoder)
+    if team is None:
+        return Training(job.config, encoder)
+    return Training(job.config, encoder, feeding=DealtFeeding.of_team(job.config, encoder, ROUND_SIZE, team))
+
+
+def _check_alone(team: Team | None) -> None:
+    if team is not None:
+        message = "the chief went back to an earlier candidate: start all workers again, they go on from there"
+        raise WorkerError(message)

@@ -20,6 +20,7 @@ from pipeline.features.changing import change
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
+from pipeline.learning.dealing import DealtFeeding
 from pipeline.learning.errors import DivergenceError
 from pipeline.learning.feeding import Feeding, Losses, ReplayFeeding
 from pipeline.learning.holdout import HELD_OUT, Holdout, named
@@ -50,14 +51,22 @@ class Training:
     """Owns the learner and everything that it learns from."""
 
     def __init__(
-        self, config: FeatureConfig, encoder: Encoder, *, round_size: int = ROUND_SIZE, learner: Learner | None = None
+        self,
+        config: FeatureConfig,
+        encoder: Encoder,
+        *,
+        round_size: int = ROUND_SIZE,
+        learner: Learner | None = None,
+        feeding: DealtFeeding | None = None,
     ) -> None:
+        """`feeding`: of a trainer that is one of several."""
         self.config, self.encoder, self.round_size = config, encoder, round_size
         self.learner = learner or learner_of(config)
         self.snapshot = Snapshot.initial(config)
         self.progress = Progress()
         self.losses: Metrics = {}  # of the last round with updates
-        self.feeding = _feeding(config, encoder, round_size)
+        self.feeding: Feeding = _feeding(config, encoder, round_size) if feeding is None else feeding
+        self._workers = 1 if feeding is None else feeding.shares
         self.holdout = Holdout(config, encoder)
         self._statistics = Statistics(config)
         self._recent = RecentIds(RECENT_IDS)
@@ -169,6 +178,7 @@ class Training:
             "learned policies": self._policies,
             "first transition": self.progress.first_transition,
             "pre-trained on": self.progress.pretrained,
+            **({"workers": self._workers} if self._workers > 1 else {}),
         }
         return xxhash.xxh32_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
