@@ -37,7 +37,11 @@ def failed(made: Candidate, reference: Reference | None) -> Check | None:
 
 
 def test_a_candidate_that_ranks_much_as_before_passes() -> None:
-    assert failed(candidate(RISING, FALLING), accepted(RISING, FALLING)) is None
+    made, reference = candidate(RISING, FALLING), accepted(RISING, FALLING)
+    assert failed(made, reference) is None
+    assert [check.name for check in every_ranking(CONFIG, made, {}, reference)] == [
+        "probes", "finite", "loss", "divergence", "new_transitions", "page_change", "drift", "fallback_share",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,7 @@ def test_a_candidate_that_ranks_much_as_before_passes() -> None:
     [
         (candidate(), "probes"),
         (candidate(RISING[:5]), "probes"),
+        (candidate(RISING, probes=(Probe(State(), (), (), ()),)), "probes"),
         (candidate((None, *RISING[1:])), "finite"),
         (candidate(RISING, losses={"loss": None}), "finite"),
         (candidate(RISING, losses={"loss": 1e9}), "loss"),
@@ -58,6 +63,13 @@ def test_what_is_wrong_is_named(made: Candidate, name: str) -> None:
     found = failed(made, accepted(RISING))
     assert found is not None
     assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("made", "names"), [(candidate(RISING[:5]), ["probes"]), (candidate((None, *RISING[1:])), ["probes", "finite"])]
+)
+def test_of_numbers_that_are_not_there_nothing_else_is_said(made: Candidate, names: list[str]) -> None:
+    assert [check.name for check in every_ranking(CONFIG, made, {}, accepted(RISING))] == names
 
 
 def test_a_page_is_changed_by_what_is_on_it_and_not_by_the_order() -> None:

@@ -16,7 +16,7 @@ from pipeline.ranking.perturbing import Noise, Weights, dbgd, noise
 from pipeline.ranking.updates import Update
 from pipeline.records import DecidedBy, Decision, Explorer, Impression, Item, Labels, Page, Ranked, State
 
-FRESH = {"advantage_w": np.array([1.0, -2.0], np.float32), "value_w": np.array([3.0], np.float32)}
+FRESH = {"advantage_w": np.array([1.0, 0.05], np.float32), "value_w": np.array([3.0], np.float32)}
 DBGD = Dbgd(every=10, alpha=0.5, floor=0.2, eta=0.25, min_decisive=2, confidence=0.5)
 ES = EvolutionStrategies(every=10, alpha=0.5, eta=0.25, pairs=1, min_decisive=2)
 TRIED = Major(every=25, min_decisive=2, confidence=0.5)
@@ -142,7 +142,7 @@ def test_clicks_are_counted_per_user_and_on_shown_places_only() -> None:
     hear(made, "silent", clicked=())
     hear(made, "below", clicked=(2,))
     (heard,) = made.standing.heard
-    # The candidate's first item is the other's third: chances 1 to 1/27. Then 1/27 to 1, of what is left.
+    # The candidate's first item is the other's third: chances 1 to 1/27. Then 1/27 to 1 of what is left, 28/27 and 9/8.
     first, second = (
         (1 - 1 / 27) / (1 + 1 / 27),
         (1 / 27 / (1 / 8 + 1 / 27) - 1 / (1 + 1 / 8)) / (1 / 27 / (1 / 8 + 1 / 27) + 1 / (1 + 1 / 8)),
@@ -165,12 +165,12 @@ def test_each_explorer_has_its_own_evidence() -> None:
 def test_a_candidate_that_has_won_is_stepped_towards() -> None:
     made = method(DBGD)
     tried = made.standing.noise[0]
-    hear(made, "u1", "u2")
+    hear(made, "u1", "u1", "u2")
     made.hear(page("late", (Explorer(0, SEED),)), 106)
     (update,) = made.conclude(115, NOTHING)
     assert summary([update]) == [("minor", "dbgd", True, 2, 1)]
     (said,) = update.evidence
-    assert (said.verdict, said.pages, said.decisive, said.foreign) == (Verdict.CANDIDATE, 2, 2, 1)
+    assert (said.verdict, said.pages, said.decisive, said.foreign) == (Verdict.CANDIDATE, 3, 2, 1)
     assert said.candidate == tried
     assert same(made.standing.weights, dbgd(tried, FRESH, OF_DBGD, 0.25))
     assert made.explorers == (Explorer(2, SEED),)
@@ -293,6 +293,30 @@ def test_it_takes_the_place_of_the_served_weights_unless_clicks_say_that_it_is_w
     assert update.evidence[0].verdict is verdict
     assert same(made.standing.weights, plus(FRESH, 1.0) if taken else FRESH)
     assert (made.standing.trial, made.explorers, made.standing.major_ms) == (None, (), 110)
+
+
+def test_fewer_users_than_are_asked_for_refuse_no_major_update() -> None:
+    made = tried()
+    hear(made, "u1", at_ms=112, clicked=(1,))
+    (update,) = made.conclude(122, NOTHING)
+    assert (update.taken, update.evidence[0].verdict) == (True, Verdict.TIE)
+
+
+def test_users_who_are_not_clearly_against_it_refuse_none() -> None:
+    made = method(NoMinor(every=10), structs.replace(TRIED, confidence=1.5))
+    made.conclude(110, learning(replayed=1.0))
+    hear(made, "u1", "u2", at_ms=112, clicked=(1,))
+    (update,) = made.conclude(122, NOTHING)
+    assert (update.taken, update.evidence[0].verdict) == (True, Verdict.TIE)
+    assert -1.5 < update.evidence[0].z < -1
+
+
+def test_a_minor_update_outlives_a_trial_that_was_refused() -> None:
+    made = tried(Gradient(every=10))
+    hear(made, "u1", "u2", at_ms=112, clicked=(1,))
+    minor, major = made.conclude(122, learning(streamed=0.5))
+    assert (minor.taken, major.taken) == (True, False)
+    assert same(made.standing.weights, plus(FRESH, 0.5))
 
 
 def test_its_evidence_is_not_that_of_the_minor_update() -> None:

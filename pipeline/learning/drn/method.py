@@ -119,7 +119,7 @@ class Method:
         """Without anything new the version in use stays."""
         before = self.standing
         if not changed:
-            return structs.replace(before, handed_ms=now_ms, major_ms=major_ms)
+            return structs.replace(before, handed_ms=now_ms)
         version = before.version + 1
         noise = self._generation(version)
         heard = tuple(Heard() for _ in range(len(noise) + (trial is not None)))
