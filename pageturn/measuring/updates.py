@@ -7,11 +7,18 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from model_export.checks import Verdict
+from model_export import checks
 from pageturn.lines import lines_of
+from pipeline.ranking.comparing import Verdict
 from pipeline.ranking.updates import Update
 
 UPDATES = "updates.jsonl"
+NAMES = {"gradient": "gradient", "dbgd": "dueling bandit", "es": "evolution strategies", "replay": "replay"}
+_SAID = {
+    Verdict.CANDIDATE: "users prefer what was tried",
+    Verdict.INCUMBENT: "users prefer what is served",
+    Verdict.TIE: "no clear preference",
+}
 
 
 class Tally(Struct, frozen=True):
@@ -20,7 +27,8 @@ class Tally(Struct, frozen=True):
     by: str
     taken: int
     decided: int
-    decisive: int  # users whose clicks spoke for one side, over all of them
+    pages: int | None  # on which candidates were shown, over all updates; None where nothing is asked of users
+    decisive: int | None  # users whose clicks spoke for one side, over all updates
 
 
 def decided(trainer: Path) -> tuple[Update, ...]:
@@ -37,13 +45,16 @@ def tallies(updates: Iterable[Update]) -> tuple[Tally, ...]:
     groups: dict[tuple[str, str, str], list[Update]] = {}
     for update in updates:
         groups.setdefault((update.policy, update.kind, update.by), []).append(update)
-    return tuple(
-        Tally(*key, sum(u.taken for u in group), len(group), sum(o.decisive for u in group for o in u.evidence))
-        for key, group in sorted(groups.items())
-    )
+    return tuple(_tally(key, group) for key, group in sorted(groups.items()))
 
 
-def fate(update: Update, verdicts: Sequence[Verdict]) -> str:
+def _tally(key: tuple[str, str, str], group: Sequence[Update]) -> Tally:
+    said = [outcome for update in group for outcome in update.evidence]
+    asked = (sum(o.pages for o in said), sum(o.decisive for o in said)) if said else (None, None)
+    return Tally(*key, sum(update.taken for update in group), len(group), *asked)
+
+
+def fate(update: Update, verdicts: Sequence[checks.Verdict]) -> str:
     """What the version controller said of the candidate that an update led to."""
     for verdict in verdicts:
         number = verdict.candidate.partition("-")[0]
@@ -55,10 +66,7 @@ def fate(update: Update, verdicts: Sequence[Verdict]) -> str:
 
 
 def evidence(update: Update) -> str:
-    """In words."""
-    if not update.evidence:
-        return f"loss {update.loss:.4g} on {update.pages} pages" if update.loss is not None else "none: served at once"
-    return "; ".join(
-        f"{o.verdict.value}: {o.mean:+.2f} per user, z {o.z:+.1f}, of {o.decisive} decisive users and {o.pages} pages"
-        for o in update.evidence
-    )
+    """In words; of several candidates one after the other."""
+    if update.evidence:
+        return "; ".join(_SAID[outcome.verdict] for outcome in update.evidence)
+    return f"loss {update.loss:.4g} on {update.pages} pages" if update.loss is not None else "none: served at once"

@@ -10,14 +10,14 @@ from model_export.checks import Check, Verdict
 from pageturn.measures import Measures
 from pageturn.measuring.buckets import PER_VISIT, Comparison
 from pageturn.measuring.rows import TWINS, counted, moved, oddity, percent, signed, verdict
-from pageturn.measuring.updates import evidence, fate, tallies
 from pageturn.measuring.versions import PolicyVersions
 from pageturn.report.chart import Chart, Clock, Table, text
 from pageturn.report.policies import action_charts, learning_charts
 from pageturn.report.rewards import bucket_table, colours, lift_table, reward_charts, user_charts
 from pageturn.report.serving import freshness_charts, freshness_table, serving_charts
+from pageturn.report.updates import NOTE as UPDATES_NOTE
+from pageturn.report.updates import tally_table, update_charts, update_table
 from pageturn.table import event_rows
-from pipeline.ranking.updates import Update
 
 VERDICTS_SHOWN = 500
 _REWARD_NOTE = (
@@ -29,12 +29,6 @@ _REWARD_NOTE = (
 
 
 _NEWS_NOTE = "Of the simulated news a visit is a day of a user: one on which the user did not come brings nothing."
-_UPDATES_NOTE = (
-    "A minor update by dbgd or es, and a major one, is decided by users' clicks on pages that are interleaved from the "
-    "served ranking and the one that is tried; with too few of them nothing moves by dbgd or es, and a major update is "
-    "taken unless clicks speak against it. A minor update by gradient is taken as it is. What was taken goes out as a "
-    "version if the version controller's checks pass."
-)
 
 
 class Tile(NamedTuple):
@@ -167,8 +161,12 @@ def _sections(measures: Measures, clock: Clock) -> Iterator[Section]:
         tuple(learning_charts(measures.learning, policies, by_name, clock)),
     )  # fmt: skip
     if measures.decided:
-        tables = ("In all", tally_table(measures.decided)), ("Each", update_table(measures, clock))
-        yield Section("updates", "Updates of the rankings", _UPDATES_NOTE, (), tables)
+        tables = (
+            ("In all", tally_table(measures.decided)),
+            ("Each", update_table(measures.decided, measures.verdicts, clock)),
+        )
+        charts = update_charts(measures.decided, measures.learning, policies, by_name, clock)
+        yield Section("updates", "Updates of the rankings", UPDATES_NOTE, tuple(charts), tables)
     deciders = measures.asked.deciders if measures.asked else None
     yield Section(
         "serving", "Serving", "", tuple(serving_charts(deciders, measures.parts, clock, measures.ended_ms)),
@@ -217,27 +215,6 @@ def _event_tables(measures: Measures) -> Iterator[tuple[str, Table]]:
 
 def _grouped(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def tally_table(found: Iterable[Update]) -> Table:
-    rows = ((t.policy, t.kind, t.by, f"{t.taken:,}", f"{t.decided:,}", f"{t.decisive:,}") for t in tallies(found))
-    return Table(("policy", "update", "by", "taken", "decided", "decisive users"), tuple(rows))
-
-
-def update_table(measures: Measures, clock: Clock) -> Table:
-    """The newest first."""
-    rows = tuple(
-        (
-            f"{clock.since(each.time_ms):.2f}",
-            each.policy,
-            f"{each.kind}, by {each.by}",
-            "taken" if each.taken else "not taken",
-            evidence(each),
-            fate(each, measures.verdicts),
-        )
-        for each in measures.decided[::-1][:VERDICTS_SHOWN]
-    )
-    return Table((clock.unit, "policy", "update", "", "evidence", "its candidate"), rows)
 
 
 def version_table(found: Iterable[PolicyVersions]) -> Table:

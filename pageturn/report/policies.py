@@ -98,6 +98,25 @@ def learning_charts(rows: Sequence[Row], policies: Sequence[str], colours: Colou
                 _of("transitions", GREY, "transitions"), _of("updates", GREEN, "updates"))  # fmt: skip
 
 
+def policy_chart(
+    identity: str, title: str, note: str, name: str, rows: Sequence[Row], policies: Sequence[str], colours: Colours,
+    clock: Clock,
+) -> Iterator[Chart]:  # fmt: skip
+    """Of a figure that every policy has its own of; nothing where none has."""
+    points = _thinned([row for row in rows if any(f"{name}/{policy}" in row for policy in policies)])
+    if not points:
+        return
+    x = [clock.since(point["time_ms"]) for point in points]
+    found = [(p, [_number(point.get(f"{name}/{p}")) for point in points]) for p in policies]
+    traces = [
+        lines(x, [short(y) for y in values], policy, colours.get(policy, GREY), hovertemplate="%{y:.4g}")
+        for policy, values in found
+    ]
+    cells = [(f"{t:.1f}", *(text(values[i], 4) for _, values in found)) for i, t in enumerate(x)]
+    made = figure(traces, height=260, xaxis=clock.axis, hovermode="x unified", showlegend=True)
+    yield Chart(identity, title, note, made, Table((clock.unit, *policies), every(cells, 20)))
+
+
 def _of(name: str, colour: str, key: str) -> tuple[str, str, Callable[[Row], float | None]]:
     return name, colour, lambda point: number(point.get(key))
 

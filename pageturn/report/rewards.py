@@ -30,10 +30,15 @@ def reward_charts(found: Comparison, colours: Colours, clock: Clock) -> Iterator
 
 
 def user_charts(found: Comparison, colours: Colours) -> Iterator[Chart]:
-    for each in FIGURES:
+    for each in told(found):
         if each is not REWARD:
             traces = [_dots(found, each, colours, whole=True)]
             yield Chart(each.name, each.title, "", _on_buckets(found, traces, 210))
+
+
+def told(found: Comparison) -> tuple[Figure, ...]:
+    """Without what is 0 of everybody: such users do not do it."""
+    return tuple(f for f in FIGURES if f is REWARD or any(estimate_of(b.whole, f).mean for b in found.buckets))
 
 
 def _by_bucket(found: Comparison, colours: Colours) -> Chart:
@@ -116,7 +121,7 @@ def _band(bucket: BucketFigures, colour: str, clock: Clock) -> Iterator[go.Scatt
         x=[x for x, _ in outline], y=[short(y) for y in edge], fill="toself", fillcolor=faint(colour, 0.12),
         line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False, legendgroup=bucket.bucket,
     )  # fmt: skip
-    yield lines([x for x, _ in points], [short(e.mean) for _, e in points], bucket.bucket, colour,
+    yield lines([x for x, _ in points], [short(e.mean) for _, e in points], bucket.bucket, colour, connectgaps=True,
                 legendgroup=bucket.bucket, hovertemplate="%{y:.2f}")  # fmt: skip
 
 
@@ -144,10 +149,10 @@ def bucket_table(found: Comparison, pages: Asked | None) -> Table:
             if pages and pages.sessions
             else []
         ),
-        *((each.title, *(shown(bucket.whole, each) for bucket in found.buckets)) for each in FIGURES),
+        *((each.title, *(shown(bucket.whole, each) for bucket in found.buckets)) for each in told(found)),
         *(
             (f"{each.title}, {SECOND_HALF}", *(shown(bucket.second_half, each) for bucket in found.buckets))
-            for each in FIGURES
+            for each in told(found)
         ),
     ]
     return Table(head, tuple(rows))
