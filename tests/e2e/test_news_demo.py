@@ -68,7 +68,11 @@ def test_the_news_learn_in_the_loop(run: Run) -> None:
     for line in ("minor updates of gradient by gradient", "minor updates of dbgd by dbgd", "major updates of"):
         assert line in table
     html = write_report(run, measures).read_text()
-    for said in ("Updates of the rankings", "decisive users", "accepted as version"):
+    for said in (
+        "Updates of the rankings",
+        "What users said of what was tried",
+        "accepted as version",
+    ):
         assert said in html
     with closing(open_log(run.log_url)) as log:
         assert log.end_offset(TRANSITIONS, 0) > 0
