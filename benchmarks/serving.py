@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Struct
 
 from benchmarks.serving_load import Decide, Load, Times, load
-from benchmarks.serving_place import Place, agent_process, pages, place, say
+from benchmarks.serving_place import Place, agent_process, pages, place, say, tour
 from benchmarks.serving_swaps import Swaps, swaps
 from benchmarks.shares import BenchmarkError
 from pipeline.agent.agent import Agent, PageRequest
@@ -72,6 +72,8 @@ def alone(place: Place, form: str, decide: Decide, calls: int) -> Alone:
     asked = pages(place.config, 1)
     seconds: dict[str, list[float]] = {"bare": [], "decide": []}
     with closing(bare):
+        for page in tour(place.config):
+            decide(page)
         for number in range(WARM + calls):
             page = next(asked)
             inputs = bare.inputs(page)

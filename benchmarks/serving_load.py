@@ -20,7 +20,7 @@ from pipeline.agent import agent_pb2 as pb
 from pipeline.agent.agent import PageRequest
 from pipeline.records import DecidedBy
 
-_PAGES = 500  # of a caller; then they come again, as other requests
+_PAGES = 2_000  # then they come again, as other requests
 Decide = Callable[[PageRequest], object]
 
 
@@ -47,7 +47,8 @@ class Load(Struct, frozen=True):
 
 
 class Callers:
-    """Threads that ask one page after another until they are told to stop."""
+    """Threads that ask one page after another until they are told to stop. Their pages are there before the first of
+    them asks: making them would keep the others from hearing their answers in time."""
 
     def __init__(self, place: Place, decide: Decide, clients: int) -> None:
         self.calls: list[tuple[float, float]] = []  # when it ended, how long it took
@@ -55,15 +56,17 @@ class Callers:
         self.not_by_policy = self.failed = 0
         self._decide, self._stop = decide, threading.Event()
         self._pool = ThreadPoolExecutor(clients)
-        self._running = [self._pool.submit(self._ask, place, seed) for seed in _seeds(clients)]
-
-    def _ask(self, place: Place, seed: int) -> None:
+        seed = random.SystemRandom().randrange(2**31)
         asked = [page for page, _ in zip(pages(place.config, seed), range(_PAGES), strict=False)]
-        number = 0
+        each = _PAGES // clients
+        self._running = [self._pool.submit(self._ask, asked, each * number) for number in range(clients)]
+
+    def _ask(self, asked: Sequence[PageRequest], first: int) -> None:
+        number = first
         while not self._stop.is_set():
             page = asked[number % len(asked)]
             number += 1
-            page = msgspec.structs.replace(page, request_id=f"{page.request_id}-{number}")
+            page = msgspec.structs.replace(page, request_id=f"{page.request_id}-{first}-{number}")
             began = time.perf_counter()
             try:
                 answer = self._decide(page)
@@ -80,10 +83,6 @@ class Callers:
         for each in self._running:
             each.result()
         self._pool.shutdown()
-
-
-def _seeds(clients: int) -> list[int]:
-    return [random.SystemRandom().randrange(2**31) for _ in range(clients)]
 
 
 def _by_policy(answer: Any) -> bool:

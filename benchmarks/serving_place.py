@@ -149,9 +149,18 @@ def controller_process(place: Place) -> Iterator[None]:
 # What is asked -----------------------------------------------------------------------------------------------------
 
 
+def tour(config: FeatureConfig) -> Iterator[PageRequest]:
+    """Pages that between them have nearly every shop. An agent's memory has room for all of them, but it takes tens of
+    thousands of pages to fill: after the tour it is as it is after a day. What was left out are new shops."""
+    for page, start in zip(pages(config, 0), range(0, SHOPS * 99 // 100, CLICKS), strict=False):
+        clicks = tuple(map(str, range(start, start + CLICKS)))
+        yield msgspec.structs.replace(
+            page, request_id=f"tour-{page.request_id}", user={**page.user, "recent_clicks": clicks}
+        )
+
+
 def pages(config: FeatureConfig, seed: int) -> Iterator[PageRequest]:
-    """Pages of learned buckets, without end: 100 candidates, the last 20 clicks. Shops are popular in Zipf's manner, so
-    nearly all vectors are in an agent's memory after a while."""
+    """Pages of learned buckets, without end: 100 candidates, the last 20 clicks. Shops are popular in Zipf's manner."""
     rng, table = random.Random(seed), bucket_table(config.buckets)
     learned = config.learned_policies()
     shops = np.random.default_rng(seed).zipf(1.2, 1_000_000) % SHOPS

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import embeddings, serving
 from benchmarks.serving_load import Load, Times
-from benchmarks.serving_place import CANDIDATES, CLICKS, CONFIG, pages
+from benchmarks.serving_place import CANDIDATES, CLICKS, CONFIG, pages, tour
 from benchmarks.serving_swaps import Swaps, ratio_of
 from pipeline.agent.buckets import bucket_table, slot_of
 from pipeline.agent.requests import admit
@@ -44,6 +44,14 @@ def test_pages_are_of_learned_buckets_and_fit_the_config():
         assert len(page.user["recent_clicks"]) == CLICKS
         assert table[slot_of(config.buckets, page.user_id)].policy in config.learned_policies()
         encoder.prepare(page.state)
+
+
+def test_after_the_tour_few_shops_are_new():
+    config = load_config(CONFIG)
+    known = {shop for page in tour(config) for shop in page.user["recent_clicks"]}
+    asked = [shop for page, _ in zip(pages(config, 1), range(300), strict=False) for shop in page.user["recent_clicks"]]
+    new = sum(shop not in known for shop in asked) / len(asked)
+    assert 0 < new < 0.01
 
 
 class Nothing:
