@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.news import table
-from benchmarks.news.record import Record, by_method
+from benchmarks.news.record import Record, Row, by_method
 from benchmarks.news.running import Scale
 from benchmarks.shares import BenchmarkError
 
@@ -36,15 +36,17 @@ def write(record: Record, docs: Path = DOCS) -> None:
 
 
 def markdown(record: Record) -> str:
-    runs = by_method(record.rows)
-    seconds = sum(row.seconds for row in record.rows)
+    rows = complete(record.rows)
+    runs = by_method(rows)
+    seconds = sum(row.seconds for row in rows)
     world = f"Simulated news v{record.simulator_version}, sha256 {record.simulator_sha256[:12]}"
     parts = [
         f"{world}; {conditions(record.scale, runs)}; {seconds / 60:.0f} minutes of a core.",
         _figures(runs),
+        _plainly(runs),
         "By day, means over seeds:",
         *(_by_day(runs, figure) for figure in _BY_DAY),
-        "Orderings of the paper's table that are most talked about; the difference is of the same seeds:",
+        "The same with the differences, on the same seeds:",
         _orderings(runs, table.CLAIMS),
         "Of all pairs of methods that the paper's table puts in an order:",
         _agreement(runs),
@@ -54,6 +56,23 @@ def markdown(record: Record) -> str:
         _updates(runs),
     ]
     return "\n\n".join(parts)
+
+
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """Of the seeds that all methods have been run with; all there is where there is no such seed."""
+    methods = {row.method for row in rows}
+    whole = {s for s in {row.seed for row in rows} if {row.method for row in rows if row.seed == s} == methods}
+    return [row for row in rows if row.seed in whole] or list(rows)
+
+
+def _plainly(runs: table.Runs) -> str:
+    """Which orderings of the paper's are there and which are not."""
+    said: dict[str, list[str]] = {verdict: [] for verdict in table.VERDICTS}
+    for each in table.known(runs, table.CLAIMS):
+        name = f"{each.higher} over {each.lower} in {_HEADS[each.figure]}"
+        said[table.verdict(table.difference(runs, each))].append(name)
+    parts = (f"*{verdict}*: {', '.join(names) or 'none'}" for verdict, names in said.items())
+    return f"Of {sum(map(len, said.values()))} orderings of the paper's that are most talked about: {'; '.join(parts)}."
 
 
 def _figures(runs: table.Runs) -> str:

@@ -278,6 +278,13 @@ def test_what_was_found_is_written_between_the_marks_of_the_docs(tmp_path: Path)
     assert told.startswith("before\n<!-- figures: begin -->\nSimulated news v1")
     assert told.endswith("\n<!-- figures: end -->\nafter\n")
     assert "| click rate | DDQN > DN | appears | +1.0000 [+1.0000, +1.0000] |" in told
+    assert "*appears*: DDQN over DN in click rate; *reversed*: none; *not told apart*: none." in told
     assert "| ILS | DDQN > DN | not told apart |" not in told  # only what is talked about
     assert "the last ones" not in told
     assert telling.DOCS.read_text().count("<!-- figures: begin -->") == 1
+
+
+def test_only_seeds_that_all_methods_have_been_run_with_are_told() -> None:
+    there = [row("DN", 1, 0.1), row("DDQN", 1, 0.2), row("DN", 2, 0.3)]
+    assert telling.complete(there) == there[:2]
+    assert telling.complete(there[1:]) == there[1:]
