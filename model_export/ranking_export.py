@@ -46,7 +46,7 @@ class RankingExporter:
             with explained(staging / policy):
                 (staging / policy).mkdir(parents=True, exist_ok=True)
         self._models = {
-            policy: ServedRankers(config, config.ranking.explorers(policy)) for policy in config.ranking.minor
+            policy: ServedRankers(config, config.ranking.explorers(policy)) for policy in config.learned_policies()
         }
 
     def __call__(self, training: RankingTraining, created_ms: int) -> tuple[Path, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from pipeline.config.values import Count, DurationMs, Fraction, Name, NonNegative, Positive, Value
 
@@ -63,6 +63,9 @@ class NoMinor(Value, frozen=True, tag_field="by", tag="none"):
 Minor = Gradient | Dbgd | EvolutionStrategies | NoMinor
 
 
+_BY_DEFAULT = Gradient()  # what the benchmark recommends: docs/drn.md
+
+
 class Major(Value, frozen=True):
     """Replay from the served weights on, at the first minor update after `every`; the result is tried on pages before
     it takes their place."""
@@ -82,16 +85,20 @@ class Major(Value, frozen=True):
 class Ranking(Value, frozen=True):
     """What a learned policy shows, and how its weights move."""
 
-    minor: dict[Name, Minor]  # by learned policy: each has weights and updates of its own
+    # By learned policy: each has weights and updates of its own. A policy that is not named here: by gradient.
+    minor: dict[Name, Minor] = field(default_factory=dict)
     page_size: Annotated[int, Meta(ge=1, le=1000)] = 10  # places of a page; the other candidates follow
     activeness: Activeness = Activeness()
     interleaving: Interleaving = Interleaving()
     major: Major | None = Major()
     max_page_change: Fraction = 0.8  # of a page's places, over the probes against the last accepted version
 
+    def minor_of(self, policy: str) -> Minor:
+        return self.minor.get(policy, _BY_DEFAULT)
+
     def explorers(self, policy: str) -> int:
         """The most that a policy's model holds beside the served weights."""
-        match self.minor[policy]:
+        match self.minor_of(policy):
             case Dbgd():
                 noise = 1
             case EvolutionStrategies(pairs=pairs):

@@ -34,9 +34,6 @@ def minors(config: FeatureConfig) -> Findings:
     for name in given:
         if name not in learned:
             yield Finding(("ranking", "minor", name), f'no learned policy "{name}"{suggestion(name, learned)}')
-    for name in learned:
-        if name not in given:
-            yield Finding(("ranking", "minor"), f'missing key "{name}": how that learned policy is updated')
 
 
 def tau(config: FeatureConfig) -> Findings:

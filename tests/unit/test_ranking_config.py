@@ -14,7 +14,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "feature_configs"
 TEXT = (CONFIGS / "news_drn.yaml").read_text()
 CASES = (
     ("algorithm:\n  kind: drn", "algorithm:\n  kind: dqn", 'missing key "fusion"'),
-    ("    gradient: {by: gradient, every: 10s}\n", "", 'missing key "gradient"'),
     ("    dbgd: {by: dbgd", "    dbdg: {by: dbgd", 'no learned policy "dbdg" (did you mean "dbgd"?)'),
     ("by: probabilistic, tau: 3", "by: team_draft, tau: 3", "with by: probabilistic only"),
     ("session_gap: 60s", "session_gap: 30s", "must be at least ranking.activeness.absence"),
@@ -64,6 +63,18 @@ def test_one_of_both_sides_has_features() -> None:
 def test_each_learned_policy_is_updated_in_its_way() -> None:
     ranking = load_config(CONFIGS / "news_drn.yaml").ranking
     assert {name: type(minor) for name, minor in ranking.minor.items()} == {"gradient": Gradient, "dbgd": Dbgd}
+    assert ranking.minor_of("dbgd") is ranking.minor["dbgd"]
+    assert (ranking.explorers("gradient"), ranking.explorers("dbgd")) == (
+        1,
+        2,
+    )  # each with a major update that is tried
+
+
+def test_a_policy_of_which_nothing_is_said_is_updated_by_gradient_every_half_hour() -> None:
+    said = TEXT[TEXT.index("  minor:\n") : TEXT.index("  major:")]
+    ranking = parse_config(TEXT.replace(said, "")).ranking
+    assert ranking.minor_of("gradient") == Gradient(every=1_800_000)
+    assert ranking.explorers("dbgd") == 1
 
 
 def test_a_config_without_ranking_has_the_hash_that_it_had() -> None:

@@ -34,7 +34,8 @@ class Learners(tf.Module):
         assert config.ranking is not None
         self._ranking, self._seed = config.ranking, config.algorithm.seed
         self.major = {policy: _learner(config) for policy in config.learned_policies()}
-        self.minor = {p: _learner(config) for p, m in config.ranking.minor.items() if isinstance(m, Gradient)}
+        by_gradient = [p for p in self.major if isinstance(config.ranking.minor_of(p), Gradient)]
+        self.minor = {policy: _learner(config) for policy in by_gradient}
         self._fresh: Weights = next(iter(self.major.values())).online.weights()
 
     def fresh(self, policy: str) -> Weights:
@@ -45,7 +46,7 @@ class Learners(tf.Module):
         self, policy: str, weights: Weights, history: History, numbers: np.ndarray, snapshot: Snapshot
     ) -> Trained | None:
         """TD steps on these pages, each page once; what fills no batch is left out, but for one of fewer pages."""
-        minor = self._ranking.minor[policy]
+        minor = self._ranking.minor_of(policy)
         assert isinstance(minor, Gradient)
         size = min(minor.batch, len(numbers))
         if size == 0:

@@ -37,7 +37,7 @@ class Learning(NamedTuple):
 class Method:
     def __init__(self, policy: str, ranking: Ranking, seed: int, standing: Standing) -> None:
         self.policy, self.standing = policy, standing
-        self.minor, self._major, self._seed = ranking.minor[policy], ranking.major, seed
+        self.minor, self._major, self._seed = ranking.minor_of(policy), ranking.major, seed
 
     # What is handed out ----------------------------------------------------------------------------------------------
 
