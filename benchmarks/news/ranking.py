@@ -15,8 +15,8 @@ from msgspec import Struct
 from benchmarks.news.history import History
 from benchmarks.news.methods import best_first
 from pipeline.learning.drn.learner import Drn, Settings
-from pipeline.learning.drn.networks import Widths
 from pipeline.learning.drn.rankers import Rankers
+from pipeline.learning.drn.towers import Widths
 from pipeline.ranking.candidates import Candidate
 from pipeline.ranking.comparing import Comparison, Rule, Verdict, outcome
 from pipeline.ranking.interleaving import credit, preference, probabilistic, uniform

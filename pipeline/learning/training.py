@@ -25,16 +25,16 @@ from pipeline.learning.errors import DivergenceError
 from pipeline.learning.feeding import Feeding, Losses, ReplayFeeding
 from pipeline.learning.holdout import HELD_OUT, Holdout, named
 from pipeline.learning.ingestion import NO_ACTION, Example, Unusable, read_transition, to_example
+from pipeline.learning.intake import Intake, refused
 from pipeline.learning.learner import Learner
 from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, described, former_config, identity
-from pipeline.learning.replay import Origins, RecentIds
+from pipeline.learning.replay import Origins
 from pipeline.learning.rollouts import RolloutFeeding
-from pipeline.logs.log import TRANSITIONS, Record
-from pipeline.records import DeadLetter, State
+from pipeline.logs.log import Record
+from pipeline.records import DeadLetter, State, Transition
 
 ROUND_SIZE = 64
-RECENT_IDS = 131_072
 _STATES_PER_PROBE = 16
 _ROUNDS_PER_CHOICE = 16  # between comparisons of the seeds, each of which costs about as much as ten updates
 _SLACK = 2.0  # of the bound on |Q|: approximation may overshoot it, divergence leaves it behind
@@ -69,7 +69,7 @@ class Training:
         self._workers = 1 if feeding is None else feeding.shares
         self.holdout = Holdout(config, encoder)
         self._statistics = Statistics(config)
-        self._recent = RecentIds(RECENT_IDS)
+        self._intake = Intake()
         self._policies = config.learned_policies()
         kept = config.publish.probes * _STATES_PER_PROBE
         self.seen: Callable[[np.ndarray, Snapshot], None] = lambda row, snapshot: None  # for who looks on
@@ -82,18 +82,13 @@ class Training:
 
         A page that was served without an action is counted and left at that.
         """
-        self.progress.positions[record.partition] = record.offset + 1
-        transition = read_transition(record.payload)
-        if isinstance(transition, Unusable):
-            return self._refuse(record, transition)
-        digest = xxhash.xxh3_64_intdigest(transition.id.encode())
-        if digest in self._recent:
-            self.progress.duplicates += 1
-            return None
+        transition = self._intake.read(record, self.progress)
+        if not isinstance(transition, Transition):
+            return transition
         example = to_example(transition, self.config, self.encoder)
         if isinstance(example, Unusable) and example.reason != NO_ACTION:
-            return self._refuse(record, example)
-        self._recent.add(digest)
+            return refused(record, example, self.progress)
+        self._intake.know(transition)
         if isinstance(example, Unusable):
             self.progress.refuse(NO_ACTION)
             self.progress.count_page(transition.decision)
@@ -107,11 +102,6 @@ class Training:
         if self.progress.ingested % self.round_size == 0:
             self._round()
         return None
-
-    def _refuse(self, record: Record, why: Unusable) -> DeadLetter:
-        self.progress.refuse(why.reason)
-        where = f"{TRANSITIONS}/{record.partition}:{record.offset}"
-        return DeadLetter(where, why.reason, why.detail, record.appended_at_ms, record.key, record.payload)
 
     def _remember(self, example: Example, record: Record, spent: bool = False) -> str | None:
         if self.holdout.takes(example.transition):
@@ -228,7 +218,7 @@ class Training:
             losses=dict(self.losses),
             statistics=self._statistics.to_bytes(),
             snapshot=self.snapshot.to_bytes(),
-            recent=self._recent.hashes().astype("<u8").tobytes(),
+            recent=self._intake.hashes(),
             partitions=held.origins.partitions.astype("<i4").tobytes(),
             offsets=held.origins.offsets.astype("<i8").tobytes(),
             spent=held.spent.tobytes(),
@@ -249,7 +239,7 @@ class Training:
         self.progress, self.losses = copy.deepcopy(saved.progress), dict(saved.losses)
         self._meet(saved.policies)
         self._know(saved)
-        self._recent = RecentIds(RECENT_IDS, np.frombuffer(saved.recent, "<u8"))
+        self._intake = Intake(saved.recent)
         expected = len(origins_of(saved).offsets)
         spent = np.frombuffer(saved.spent, bool) if saved.spent else np.zeros(expected, bool)
         self.feeding.start_at(saved.rows - expected)

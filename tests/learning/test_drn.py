@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from pipeline.learning.drn.learner import Drn, Pages, Settings
 from pipeline.learning.drn.losses import at_best, double_q, mean_of_shown, page_reward
-from pipeline.learning.drn.networks import TwoTowers, Widths
 from pipeline.learning.drn.rankers import Rankers
+from pipeline.learning.drn.towers import TwoTowers, Widths
 from pipeline.learning.networks import drawing
 from pipeline.ranking.candidates import Candidate
 from pipeline.ranking.perturbing import Noise, moved, noise

@@ -13,7 +13,7 @@ import tensorflow as tf
 from msgspec import Struct
 
 from pipeline.learning.drn.losses import double_q, mean_of_shown
-from pipeline.learning.drn.networks import TwoTowers, Widths
+from pipeline.learning.drn.towers import TwoTowers, Widths
 from pipeline.learning.losses import Regression
 from pipeline.learning.networks import Draw, drawing
 from pipeline.learning.optimiser import Adam

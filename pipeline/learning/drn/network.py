@@ -5,20 +5,21 @@ Items have tables and blocks of their own. Shapes: S seeds, B pages, N candidate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
 import tensorflow as tf
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.inputs import item_input, model_inputs, part_of
 from pipeline.learning.drn.learner import Kind, Pages
-from pipeline.learning.drn.networks import TwoTowers, Widths
+from pipeline.learning.drn.towers import TwoTowers, Widths
+from pipeline.learning.drn.weighted import Weighted
 from pipeline.learning.networks import Columns, Draw, Inputs
 
 
-class RankingNetwork(tf.Module):
-    """Q of candidates. A fresh one says 0 of everything, which leaves them in the order in which they came."""
+class RankingNetwork(Weighted):
+    """Q of candidates. A fresh one says 0 of everything, which leaves them in the order in which they came.
+
+    Weights are `state_...`, `item_...`, `value_...` and `advantage_...`.
+    """
 
     def __init__(self, config: FeatureConfig, draw: Draw) -> None:
         super().__init__(name="ranking")
@@ -34,17 +35,6 @@ class RankingNetwork(tf.Module):
         flat = {name: _flattened(x) for name, x in rows.items()}
         columns = tf.reshape(self.item(flat), tf.concat([lead, [self.item.columns]], 0))
         return self.towers(self.state(user), columns)
-
-    def by_name(self) -> dict[str, tf.Variable]:
-        """`state_...`, `item_...`, `value_...` and `advantage_...`."""
-        return {variable.name.removesuffix(":0"): variable for variable in self.variables}
-
-    def weights(self, seed: int = 0) -> dict[str, np.ndarray]:
-        return {name: variable[seed].numpy() for name, variable in self.by_name().items()}
-
-    def assign(self, weights: Mapping[str, np.ndarray], seed: int = 0) -> None:
-        for name, variable in self.by_name().items():
-            variable[seed].assign(weights[name])
 
 
 def kind_of(config: FeatureConfig) -> Kind:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from pipeline.learning.drn.networks import TwoTowers, Widths
+from pipeline.learning.drn.towers import TwoTowers, Widths
 from pipeline.learning.networks import drawing
 from pipeline.ranking.candidates import Candidate
 from pipeline.ranking.perturbing import Noise, Weights, moved, noise

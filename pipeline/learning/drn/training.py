@@ -31,14 +31,13 @@ from pipeline.learning.drn.method import Learning, Method
 from pipeline.learning.drn.standing import Standing, decode_standing, encode_standing
 from pipeline.learning.errors import DivergenceError
 from pipeline.learning.ingestion import Unusable, read_transition
+from pipeline.learning.intake import Intake, refused
 from pipeline.learning.merging import Told
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved
-from pipeline.learning.replay import RecentIds
 from pipeline.logs.log import SAMPLES, Record
 from pipeline.ranking.updates import Update
 from pipeline.records import DeadLetter, Item, Page, State, Transition
 
-RECENT_IDS = 131_072
 _ROUND = 64  # pages, between lines of the metrics
 _PROBES_KEPT = 16  # per probe
 _SLACK = 2.0  # of the bound on |Q|
@@ -64,7 +63,7 @@ class RankingTraining:
         }
         self.latest: dict[str, tuple[Update, ...]] = dict.fromkeys(self.methods, ())  # what led to what stands now
         self._statistics = {part: Statistics(part_of(config, part)) for part in ("state", "item")}
-        self._recent = RecentIds(RECENT_IDS)
+        self._intake = Intake()
         self._streamed: dict[str, int] = dict.fromkeys(self.methods, 0)  # pages taken in at the last minor update
         self._decided: list[Update] = []
         self._probes: deque[tuple[State, tuple[Item, ...]]] = deque(maxlen=config.publish.probes * _PROBES_KEPT)
@@ -81,25 +80,20 @@ class RankingTraining:
         try:
             page = decode(record.payload, Page)
         except EventError as error:
-            return self._refuse(record, Unusable("malformed", str(error)))
+            return refused(record, Unusable("malformed", str(error)), self.progress, SAMPLES)
         self.progress.heard += 1
         if page.shown and page.impression.decision.policy in self.methods:
             self.methods[page.impression.decision.policy].hear(page, record.appended_at_ms)
         return None
 
     def _learn_from(self, record: Told) -> DeadLetter | None:
-        self.progress.positions[record.partition] = record.offset + 1
-        transition = read_transition(record.payload)
-        if isinstance(transition, Unusable):
-            return self._refuse(record, transition)
-        digest = xxhash.xxh3_64_intdigest(transition.id.encode())
-        if digest in self._recent:
-            self.progress.duplicates += 1
-            return None
+        transition = self._intake.read(record, self.progress)
+        if not isinstance(transition, Transition):
+            return transition
         page = to_page(transition, self.config, self.encoders, record.appended_at_ms)
         if isinstance(page, Unusable):
-            return self._refuse(record, page)
-        self._recent.add(digest)
+            return refused(record, page, self.progress)
+        self._intake.know(transition)
         self._statistics["state"].update(page.user)
         self._statistics["item"].update(page.items)
         self.seen(page.user, self.snapshot)
@@ -113,11 +107,6 @@ class RankingTraining:
         self.feeding.add(page, record.partition, record.offset)
         if transition.next_state is not None and transition.next_items:
             self._probes.append((transition.next_state, transition.next_items))
-
-    def _refuse(self, record: Told, why: Unusable) -> DeadLetter:
-        self.progress.refuse(why.reason)
-        where = f"{record.topic}/{record.partition}:{record.offset}"
-        return DeadLetter(where, why.reason, why.detail, record.appended_at_ms, record.key, record.payload)
 
     # Periods ---------------------------------------------------------------------------------------------------------
 
@@ -240,7 +229,7 @@ class RankingTraining:
             losses=dict(self.losses),
             statistics=msgspec.msgpack.encode({part: each.to_bytes() for part, each in self._statistics.items()}),
             snapshot=self.snapshot.to_bytes(),
-            recent=self._recent.hashes().astype("<u8").tobytes(),
+            recent=self._intake.hashes(),
             partitions=origins.partitions.astype("<i4").tobytes(),
             offsets=origins.offsets.astype("<i8").tobytes(),
             rows=self.feeding.added,
@@ -259,7 +248,7 @@ class RankingTraining:
             part: Statistics.from_bytes(of_parts[part], part_of(self.config, part)) for part in ("state", "item")
         }
         self.snapshot = Snapshot.from_bytes(saved.snapshot, self.config)
-        self._recent = RecentIds(RECENT_IDS, np.frombuffer(saved.recent, "<u8"))
+        self._intake = Intake(saved.recent)
         standings = msgspec.msgpack.decode(saved.ranking, type=dict[str, tuple[bytes, int, tuple[Update, ...]]])
         for policy, (standing, streamed, latest) in standings.items():
             self.methods[policy].standing = decode_standing(standing)

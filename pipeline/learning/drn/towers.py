@@ -11,12 +11,11 @@ Source: Zheng et al. 2018, figure 4 and section 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
+from pipeline.learning.drn.weighted import Weighted
 from pipeline.learning.networks import Draw, Mlp, he_bound
 
 
@@ -46,8 +45,8 @@ class AdvantageTower(tf.Module):
         return tf.reshape(self.rest(_rows(hidden)), lead)
 
 
-class TwoTowers(tf.Module):
-    """Fresh ones say 0 of everything: the last layers start there."""
+class TwoTowers(Weighted):
+    """Fresh ones say 0 of everything: the last layers start there. Weights are `value_...` and `advantage_...`."""
 
     def __init__(self, draw: Draw, widths: Widths, hidden: tuple[int, ...]) -> None:
         super().__init__(name="two_towers")
@@ -57,17 +56,6 @@ class TwoTowers(tf.Module):
     def __call__(self, user: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
         """Q, [S, B, N]."""
         return self.value(user) + self.advantage(user, items)  # [S, B, 1] + [S, B, N]
-
-    def by_name(self) -> dict[str, tf.Variable]:
-        """`value_...` and `advantage_...`."""
-        return {variable.name.removesuffix(":0"): variable for variable in self.variables}
-
-    def weights(self, seed: int = 0) -> dict[str, np.ndarray]:
-        return {name: variable[seed].numpy() for name, variable in self.by_name().items()}
-
-    def assign(self, weights: Mapping[str, np.ndarray], seed: int = 0) -> None:
-        for name, variable in self.by_name().items():
-            variable[seed].assign(weights[name])
 
 
 def _rows(x: tf.Tensor) -> tf.Tensor:
