@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec import structs
 
+from pipeline.config.schema import Dense, Feature
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.drn.examples import Encoders, PageExample
@@ -12,7 +14,13 @@ from pipeline.learning.drn.history import History
 from pipeline.records import Item, State
 from tests.learning.test_drn_training import make
 
+
+def unscaled(feature: Feature) -> Feature:
+    return structs.replace(feature, zscore=None) if isinstance(feature, Dense) else feature
+
+
 CONFIG = make()
+CONFIG = structs.replace(CONFIG, features=tuple(map(unscaled, CONFIG.features)))  # what goes in is what is asserted
 ENCODERS = Encoders(Encoder(CONFIG), Encoder(CONFIG, part="item"))
 SNAPSHOT = Snapshot.initial(CONFIG)
 
