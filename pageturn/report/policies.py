@@ -103,11 +103,11 @@ def policy_chart(
     clock: Clock,
 ) -> Iterator[Chart]:  # fmt: skip
     """Of a figure that every policy has its own of; nothing where none has."""
-    points = _thinned([row for row in rows if any(f"{name}/{policy}" in row for policy in policies)])
+    points = thinned([row for row in rows if any(f"{name}/{policy}" in row for policy in policies)])
     if not points:
         return
     x = [clock.since(point["time_ms"]) for point in points]
-    found = [(p, [_number(point.get(f"{name}/{p}")) for point in points]) for p in policies]
+    found = [(p, [number(point.get(f"{name}/{p}")) for point in points]) for p in policies]
     traces = [
         lines(x, [short(y) for y in values], policy, colours.get(policy, GREY), hovertemplate="%{y:.4g}")
         for policy, values in found
