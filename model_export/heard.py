@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from pipeline import durable
 from pipeline.stores.published import Usage
@@ -19,11 +19,21 @@ _LOG = logging.getLogger(__name__)
 
 
 class Heard(Struct, frozen=True, omit_defaults=True):
-    """Of a policy: its version and what was last heard of it; the same of the version before."""
+    """Of a policy: its version and what was last heard of it; the same of the version before.
+
+    While another version is tried beside it: which, and what was known of this one when that began.
+    """
 
     version: int
     usage: Usage = Usage()
     before: Usage | None = None
+    trial: int | None = None
+    base: Usage = Usage()
+
+    @property
+    def beside(self) -> Usage:
+        """Since the trial began."""
+        return Usage(*(max(now - then, 0) for now, then in zip(astuple(self.usage), astuple(self.base), strict=True)))
 
 
 def heard(known: Heard | None, version: int, usage: Usage) -> Heard:
@@ -31,6 +41,15 @@ def heard(known: Heard | None, version: int, usage: Usage) -> Heard:
     if known is None or known.version != version:
         known = Heard(version, before=None if known is None else known.usage)
     return replace(known, usage=usage) if usage.pages >= known.usage.pages else known
+
+
+def beginning(known: Heard | None, version: int, canary: int) -> Heard:
+    """Of the version that a trial begins beside, before anything of that time was heard. Pure."""
+    if known is None:
+        return Heard(version, trial=canary)
+    if known.version != version or known.trial == canary:
+        return known
+    return replace(known, trial=canary, base=known.usage)
 
 
 def read_heard(models: Path) -> dict[str, Heard]:

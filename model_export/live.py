@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from model_export.checks import Check, Verdict, at_most, explain, first_failure
 from model_export.desired import DesiredState, PolicyState, follow
-from model_export.heard import Heard, heard, read_heard, write_heard
+from model_export.heard import Heard, beginning, heard, read_heard, write_heard
 from model_export.housekeeping import HEARTBEAT_MS
 from model_export.promoting import promote, tried_since_ms
 from model_export.publisher import record
@@ -50,7 +50,8 @@ class LiveWatch:
         self._looked_ms = now_ms
         beats = [b for b in read_heartbeats(self._site.store, self._site.prefix) if now_ms - b.time_ms < HEARTBEAT_MS]
         drawn: list[Verdict] = []
-        for name in state.policies:
+        for name, policy in state.policies.items():
+            self._note_trial(name, policy.pointer)
             for conclude in (self._conclude, self._conclude_trial):
                 state, verdict = conclude(verdicts, state, name, beats)
                 drawn += [verdict] if verdict else []
@@ -64,6 +65,11 @@ class LiveWatch:
     def hear(self, name: str, version: int, beats: list[Heartbeat]) -> None:
         usage = total([b.usage[name] for b in beats if b.versions.get(name) == version and name in b.usage])
         self._heard[name] = heard(self._heard.get(name), version, usage)
+
+    def _note_trial(self, name: str, pointer: Pointer) -> None:
+        """Before this look's figures: a bad hour before the trial, or a good one, is not to be compared with."""
+        if pointer.stable is not None and pointer.canary is not None:
+            self._heard[name] = beginning(self._heard.get(name), pointer.stable.version, pointer.canary.version)
 
     def _hear_trial(self, name: str, version: int, beats: list[Heartbeat]) -> None:
         said = [b.canary_usage[name] for b in beats if b.canaries.get(name) == version and name in b.canary_usage]
@@ -101,11 +107,21 @@ class LiveWatch:
         if self._site.config.publish.canary is None:
             return promote(self._site, verdicts, state, name, "publish.canary is no longer in the config")
         self._hear_trial(name, canary.version, beats)
-        checks = live_checks(self._rules, self._tried[name].usage, self._heard[name].usage)
+        tried, beside = self._tried[name].usage, self._heard[name].beside
+        checks = live_checks(self._rules, tried, beside)
+        held = self._held(policy)
+        if held and not checks:
+            checks = _taken_up(self._rules, tried, beside, policy.pointer.share)
         failed = first_failure(checks)
         if failed is not None:
             return self._send_back(verdicts, state, name, (canary, stable), failed)
-        if not checks or not self._held(policy):
+        if not held:
+            return state, None
+        if not any(name in beat.versions for beat in beats):
+            return promote(
+                self._site, verdicts, state, name, "no agent follows the policy: there is nobody to try it on"
+            )
+        if not checks:
             return state, None
         detail = f"within its bounds on {policy.pointer.share:.0%} of its buckets"
         return promote(self._site, verdicts, state, name, detail, checks)
@@ -126,8 +142,8 @@ class LiveWatch:
         return state, record(self._site, verdicts, _verdict(name, policy, left, pointer, failed))
 
 
-def _versions(known: dict[str, Heard]) -> dict[str, int]:
-    return {name: each.version for name, each in known.items()}
+def _versions(known: dict[str, Heard]) -> dict[str, tuple[int, int | None]]:
+    return {name: (each.version, each.trial) for name, each in known.items()}
 
 
 def total(usages: list[Usage]) -> Usage:
@@ -142,6 +158,14 @@ def live_checks(rules: Guard, now: Usage, before: Usage | None) -> tuple[Check, 
     if now.calls >= _CALLED * now.pages and before.calls >= _CALLED * before.pages:
         checks.append(_share("live_latency", now.slow, now.calls, before.slow / before.calls, rules.max_slow_share))
     return tuple(checks)
+
+
+def _taken_up(rules: Guard, tried: Usage, beside: Usage, share: float) -> tuple[Check, ...]:
+    """A version that no agent can use has no pages, and would be tried for ever. Empty where it has some."""
+    due = beside.pages * share / (1 - share)
+    if tried.pages or due < rules.min_pages:
+        return ()
+    return (Check("live_pages", 0.0, 1.0, False, beside.pages, ">= 1", f"{due:.0f} were due: no agent uses it"),)
 
 
 def _share(name: str, count: int, of: int, before: float, bound: float) -> Check:

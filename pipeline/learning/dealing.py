@@ -78,6 +78,7 @@ class DealtFeeding(ReplayFeeding):
                     "the last transition": _number(progress.last_transition or ""),
                     "updates": progress.updates,
                     "weights": digest(learner),
+                    "statistics of features": _number(snapshot.sha256),
                 }
             )
         return super().learn(learner, snapshot, progress, active)

@@ -69,7 +69,8 @@ class Replay:
         return Origins(self._partitions[oldest_first], self._offsets[oldest_first])
 
     def keep_last(self, n: int) -> None:
-        """Forget all but the last n rows and start over with these."""
+        """Forget all but the last n rows, or as many as there are, and start over with these."""
+        n = min(n, len(self))
         at = np.arange(self.added - n, self.added) % self.capacity
         for column in (self._rows, self._action, self._scalars, self._partitions, self._offsets):
             column[:n] = column[at]

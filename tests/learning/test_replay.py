@@ -64,6 +64,12 @@ def test_keeping_the_last_rows_forgets_the_others(fill) -> None:
     assert set(rewards(replay)) == {7, 8, 9}
 
 
+def test_no_more_rows_can_be_kept_than_there_are(fill) -> None:
+    replay = fill(4, range(10))
+    replay.keep_last(7)  # found in the log again by a trainer that has a smaller memory than the one before
+    assert replay.origins().offsets.tolist() == [6, 7, 8, 9]
+
+
 def test_recent_ids_forget_the_oldest() -> None:
     recent = RecentIds(3)
     for digest in (1, 2, 3, 2**64 - 1):

@@ -92,6 +92,44 @@ def test_it_is_compared_with_what_serves_the_rest_at_the_same_time(tried: Any) -
     assert later(tried, stable=slow, canary=slow).concluded == {"promoted": 1}
 
 
+LONG = 500_000
+
+
+@pytest.mark.parametrize(
+    ("before", "since", "canary", "outcome"),
+    [
+        pytest.param((0, 0), (0, 60), Usage(200, 0, 200, 60), "promoted", id="a bad minute for both"),
+        pytest.param((0, 200_000), (0, 2), Usage(200, 0, 200, 60), "sent_back", id="a bad hour before is no excuse"),
+    ],
+)
+def test_what_was_before_the_trial_is_not_compared_with(
+    tried: Any, before: tuple[int, int], since: tuple[int, int], canary: Usage, outcome: str
+) -> None:
+    write_heartbeat(
+        tried.store, "fd", Heartbeat("agent", tried.now_ms, {"rl": 1}, {"rl": Usage(LONG, before[0], LONG, before[1])})
+    )
+    tried.run()
+    after = Usage(LONG + 200, before[0] + since[0], LONG + 200, before[1] + since[1])
+    assert later(tried, stable=after, canary=canary).concluded == {outcome: 1}
+
+
+def test_a_version_that_no_agent_can_use_is_sent_back(tried: Any) -> None:
+    tried.run()
+    assert later(tried, stable=Usage(399, 0, 399, 0), canary=Usage()).concluded == {}  # 100 would have been due of 400
+    assert later(tried, stable=Usage(400, 0, 400, 0), canary=Usage()).concluded == {"sent_back": 1}
+    *_, verdict = read_verdicts(tried.models)
+    assert (verdict.candidate, verdict.reason) == ("live-2-1", "live_pages")
+
+
+def test_where_no_agent_is_up_nobody_is_waited_for(tried: Any) -> None:
+    tried.run()
+    tried.now_ms += HOLD_MS - 5_000
+    assert tried.run().concluded == {}
+    tried.now_ms += 5_000
+    assert tried.run().concluded == {"promoted": 1}
+    assert state_of(tried) == (2, None, 0.0)
+
+
 @pytest.mark.parametrize(
     ("stable", "canary", "after_ms"),
     [
