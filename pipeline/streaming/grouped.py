@@ -62,12 +62,16 @@ class Groups(beam.DoFn):
     ) -> list[Encoded]:
         """The watermark has reached the timer's time, and that is all a session may know of the watermark."""
         group, now_ms = self._group(key, state), timestamp.micros // 1000
+        del self._groups[key]  # until it is whole again: what raises on the way leaves nothing to believe
+        group.armed = {tag: due_ms for tag, due_ms in group.armed.items() if due_ms > now_ms}
         turns: dict[str, Turn] = {}
         for name in group.take_due(now_ms):
             session = _state(group, name)
             assert session is not None
             turns[name] = on_watermark(self._rules, session, now_ms)
-        return _settle(group, turns, state, wake)
+        outputs = _settle(group, turns, state, wake)
+        self._groups[key] = group
+        return outputs
 
     def _group(self, key: str, state: BagRuntimeState) -> Group:
         pieces = list(state.read())

@@ -19,6 +19,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.events import Refusal, encode, parse
 from pipeline.logs.log import LATE, SAMPLES, TRANSITIONS, Entry
 from pipeline.records import Stamp
+from pipeline.streaming import grouped
 from pipeline.streaming.grouped import Groups
 from pipeline.streaming.groups import Piece, group_of
 from pipeline.streaming.keyed import KeyedState
@@ -174,3 +175,22 @@ def test_a_group_is_woken_for_what_is_due_first_though_it_came_last(
     assert not engine.outputs
     engine.bundle(worker, 3, ([], T + 4_000))  # the whole second after the page of the other is over
     assert [(output.topic, output.key) for output in engine.outputs] == [(SAMPLES, other)]
+
+
+def test_a_bundle_that_failed_halfway_leaves_nothing_that_is_believed(
+    config: FeatureConfig, make: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, decide = Engine(config), grouped.on_watermark
+    worker, names = engine.worker(), sessions_of_a_group(2)
+    entries = [Entry("k", encode(make.impression(name, 0, T)), T) for name in names]
+    engine.bundle(worker, 0, (entries, T))
+    before = engine.checkpoint()
+    answers = iter([decide])  # to the first of the two; the second is a fault
+    monkeypatch.setattr(grouped, "on_watermark", lambda *given: next(answers)(*given))
+    with pytest.raises(StopIteration):
+        engine.bundle(worker, 1, ([], FAR_MS))
+    monkeypatch.undo()
+    engine.go_back(before)
+    engine.bundle(worker, 1, ([], FAR_MS))
+    assert {output.key for output in engine.outputs if output.topic == SAMPLES} == set(names)
+    assert engine.is_empty
