@@ -27,7 +27,8 @@ INSTALLED = {
     "agent": ("", "pipeline.agent.service, model_export.controller, pageturn.monitor, pipeline.logs.kafka.kafka_log"),
     "stream": (
         "stream,archive",
-        "pipeline.streaming.run, pipeline.streaming.archiver, pipeline.streaming.flink.worker",
+        "pipeline.streaming.run, pipeline.streaming.archiver, pipeline.streaming.flink.worker, pageturn.embeddings, "
+        "pipeline.stores.redis_store",
     ),
     "trainer": ("trainer", "pipeline.learning.trainer, model_export.export, pipeline.logs.kafka.kafka_log"),
 }
@@ -39,7 +40,7 @@ ABSENT = {
 # What each command of ours imports when it runs, by the image that has it.
 RUNS = {
     "agent": {"agent", "control", "monitor"},
-    "stream": {"stream", "archive"},
+    "stream": {"stream", "archive", "embeddings"},
     "trainer": {"train", "bootstrap"},
     "stream-flink": {"stream"},
 }
