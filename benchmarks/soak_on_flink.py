@@ -4,12 +4,14 @@
 
 As `benchmarks.soak`, with servers as the cluster tests start them, all on this machine: a broker, a job manager, task
 managers of one slot each. Once a minute also what is alive on the task managers' heaps (this takes a full collection),
-and how large the last checkpoint was, in all and of the step with sessions.
+how much of it are tables of state, empty ones, too, and how large the last checkpoint was, in all and of the step with
+sessions.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import threading
@@ -39,6 +41,8 @@ from tests.cluster.flink import Cluster, job_server
 PARTITIONS = 4
 _ROUND_S, _START_S, _END_S = 30.0, 300.0, 120.0
 _EVERY_S = 60.0
+_HEAP = "org.apache.flink.runtime.state.heap.CopyOnWriteState"
+_TABLE = (f"{_HEAP}Table", f"{_HEAP}Map", f"[L{_HEAP}Map$StateMapEntry;")  # and its parts, one for each group of keys
 
 
 class Interval(Struct, frozen=True):
@@ -47,6 +51,8 @@ class Interval(Struct, frozen=True):
     python_mb: float  # resident, of all workers
     java_mb: float  # resident, of Flink's processes
     heap_mb: float  # alive on the task managers' heaps
+    tables: int  # of state on them
+    tables_mb: float  # which these take before anything is in them
     checkpoint_kb: float
     sessions_kb: float  # of it, of the step with sessions
     cores: float  # busy, of Flink and the workers, on average
@@ -152,17 +158,26 @@ class _Watch:
         python, java, broker = (b.cpu_s - a.cpu_s for a, b in zip(before, now, strict=True))
         checkpoint, sessions = self._cluster.checkpoint_bytes(), self._cluster.state_of_sessions()
         return Interval(
-            round(at_s, 1), events, round(now[0].rss_mb, 1), round(now[1].rss_mb, 1), self._heap_mb(),
+            round(at_s, 1), events, round(now[0].rss_mb, 1), round(now[1].rss_mb, 1), *self._heap(),
             round(checkpoint / 1024, 1), round(sessions / 1024, 1), round((python + java) / _EVERY_S, 3),
             round(broker / _EVERY_S, 3), len(lags), p50, p99,
         )  # fmt: skip
 
-    def _heap_mb(self) -> float:
-        total = 0
+    def _heap(self) -> tuple[float, int, float]:
+        heap, tables, tables_bytes = 0, 0, 0
         for server in self._cluster.task_managers:
-            told = subprocess.run(["jcmd", str(server.pid), "GC.class_histogram"], capture_output=True, check=True)
-            total += int(told.stdout.split()[-1])
-        return round(total / 2**20, 1)
+            command = ["jcmd", str(server.pid), "GC.class_histogram"]
+            alive = classes(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+            heap += sum(size for _, size in alive.values())
+            tables += alive.get(_TABLE[0], (0, 0))[0]
+            tables_bytes += sum(alive.get(name, (0, 0))[1] for name in _TABLE)
+        return round(heap / 2**20, 1), tables, round(tables_bytes / 2**20, 1)
+
+
+def classes(histogram: str) -> dict[str, tuple[int, int]]:
+    """Of a heap as `jcmd` tells it: class -> instances and their bytes, without what they refer to."""
+    rows = re.findall(r"^ *\d+: +(\d+) +(\d+) +(\S+)", histogram, re.MULTILINE)
+    return {name: (int(count), int(size)) for count, size, name in rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 import xxhash
 from msgspec import Struct
 
+FORMAT = 1  # of pieces, and of what a group is: state of another one cannot be read
 _STEPS_MS = tuple(1_000 * 4**rung for rung in range(7))  # a second to more than an hour
 _PIECES_TO_OPEN = 3  # bytes in all pieces, to bytes of open sessions, before these are written anew
 _ALWAYS_ALLOWED = 16_000  # bytes: with less in it, a group is not worth the trouble
@@ -97,11 +98,12 @@ class Group:
 def ladder(due_ms: int | None) -> Mapping[str, int]:
     """When to wake a group that has something due then: name -> time (ms), of one timer for each rung.
 
-    The first is at the next whole second. The others are for when time comes in leaps: a leap fires all timers that it
-    passes, at once, and each says no more than that its own time has come. A rung is a multiple of its own step, so
+    The first is at the last millisecond of its second: Flink's runner knows watermarks in whole seconds, and fires a
+    timer when one is past it. The others are for when time comes in leaps: a leap fires all timers that it passes, at
+    once, and each says no more than that its own time has come. A rung is the last millisecond of its own step, so
     that it is seldom set; a leap of any length is made good in a few turns rather than in one for each decision.
     """
-    return {} if due_ms is None else {str(step): -(-due_ms // step) * step for step in _STEPS_MS}
+    return {} if due_ms is None else {str(step): due_ms // step * step + step - 1 for step in _STEPS_MS}
 
 
 def _size(name: str, session: Open | None) -> int:

@@ -30,6 +30,7 @@ from pipeline.streaming.shards import Shard
 from pipeline.streaming.sinks import Outbox, WriteToOutbox
 from pipeline.streaming.snapshot import Snapshot, SnapshotStore
 from pipeline.streaming.sources import LogSource, Poll
+from pipeline.transitions.rules import Choosing
 from pipeline.transitions.session import STATE_VERSION
 
 
@@ -95,7 +96,10 @@ def job_of(config: FeatureConfig) -> dict[str, Any]:
     the log. A stream that has lost its state makes them again and finds each as it was, and a back-fill gives what the
     live stream gave; neither would hold of outputs that two settings have made.
     """
-    settings = msgspec.json.encode({"stream": config.stream, "reward": config.reward})  # as they come back
+    what: dict[str, Any] = {"stream": config.stream, "reward": config.reward}
+    if (choosing := Choosing.of(config)) is not None:
+        what["choosing"] = choosing
+    settings = msgspec.json.encode(what)  # as they come back
     return {"session state format": STATE_VERSION, **dict(_flat("", msgspec.json.decode(settings)))}
 
 

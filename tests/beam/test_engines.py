@@ -182,11 +182,11 @@ class StorySource:
 def expected(config: FeatureConfig, told: Told, step_ms: int = 1) -> None:
     """Page, transition and episode, each at its own time: no engine may fire a timer early or late.
 
-    `step_ms`: times are multiples of it.
+    `step_ms`: each time is the last of a step.
     """
 
     def at(time_ms: int) -> int:
-        return -(-time_ms // step_ms) * step_ms
+        return time_ms // step_ms * step_ms + step_ms - 1
 
     pages = [(time_ms - T, decode(payload, Page)) for time_ms, payload in told[SAMPLES]]
     assert [(time_ms, page.id, [label.clicks for label in page.labels]) for time_ms, page in pages] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -197,10 +198,10 @@ def test_the_cache_of_state_keeps_all_groups(monkeypatch: pytest.MonkeyPatch) ->
 class Store:
     """Of state, in the place of Flink's: notes how many writes had come when the answer to one was waited for."""
 
-    def __init__(self, error: str = "") -> None:
+    def __init__(self, error: str = "", silent: bool = False) -> None:
         self.writes: list[tuple[str, bytes, list[object]]] = []
         self.waited_after: list[int] = []
-        self._error = error
+        self._error, self._silent = error, silent
 
     def clear(self, key: fn_api.StateKey) -> Store:
         self.writes.append(("clear", key.bag_user_state.key, []))
@@ -210,8 +211,10 @@ class Store:
         self.writes.append(("extend", key.bag_user_state.key, elements))
         return self
 
-    def get(self) -> fn_api.StateResponse:
+    def get(self, timeout: float | None = None) -> fn_api.StateResponse:
         self.waited_after.append(len(self.writes))
+        if self._silent and timeout is not None:
+            raise LookupError
         return fn_api.StateResponse(error=self._error)
 
 
@@ -239,6 +242,11 @@ def test_what_a_bundle_changed_is_sent_before_an_answer_is_waited_for() -> None:
 def test_state_that_was_not_taken_fails_the_bundle() -> None:
     with pytest.raises(RuntimeError, match="did not take the state of sessions: no room"):
         commit(changed(Store("no room")))
+
+
+def test_state_that_was_not_answered_to_fails_the_bundle() -> None:
+    with pytest.raises(RuntimeError, match="not answered to state of sessions within 600 s"):
+        commit(changed(Store(silent=True)))
 
 
 def test_a_job_goes_on_from_the_newest_complete_state(tmp_path: Path) -> None:
@@ -269,6 +277,11 @@ def test_a_job_keeps_the_number_of_its_groups(config: FeatureConfig, tmp_path: P
     was, now = (launch.Submitted(launch._job(config, Settings(groups=n)), "file:///log", "n") for n in (8, 16))
     with pytest.raises(SnapshotError, match="groups of sessions was 8, is 16"):
         launch._check(tmp_path, was, now)
+
+
+def test_a_job_that_is_too_wide_is_refused(config: FeatureConfig, tmp_path: Path) -> None:
+    with pytest.raises(launch.FlinkError, match="expected at most 32, found 33"):
+        launch.run_on_flink(config, "file:///log", tmp_path, Settings(parallelism=33), stop=threading.Event())
 
 
 def test_a_damaged_note_of_the_job_is_an_error(tmp_path: Path) -> None:

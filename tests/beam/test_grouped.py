@@ -171,9 +171,9 @@ def test_a_group_is_woken_for_what_is_due_first_though_it_came_last(
     for number, (name, time_ms, stamp) in enumerate([(one, T + 2_000, T + 2_000), (other, T, T + 2_100)]):
         entry = Entry("k", encode(make.impression(name, 0, time_ms)), stamp)
         engine.bundle(worker, number, ([entry], T))
-    engine.bundle(worker, 2, ([], T + 3_999))
+    engine.bundle(worker, 2, ([], T + 3_998))
     assert not engine.outputs
-    engine.bundle(worker, 3, ([], T + 4_000))  # the whole second after the page of the other is over
+    engine.bundle(worker, 3, ([], T + 3_999))  # the end of the second in which the page of the other is over
     assert [(output.topic, output.key) for output in engine.outputs] == [(SAMPLES, other)]
 
 

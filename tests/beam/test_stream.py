@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.config.reading import load_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.durable import BusyError, StorageError, exclusive
 from pipeline.events import encode
@@ -435,7 +436,9 @@ def test_the_job_of_a_config_is_what_its_state_depends_on(config: FeatureConfig)
     job = run_module.job_of(config)
     assert job["stream.attribution.click"] == 3_000
     assert job["reward.weights.order"] == 1.0
-    assert not any(name.startswith("algorithm") for name in job)
+    assert not any(name.startswith(("algorithm", "choosing")) for name in job)
+    news = run_module.job_of(load_config(Path("feature_configs/news_drn.yaml")))
+    assert news["choosing.remember_ms"] == 600_000
 
 
 def test_prometheus_sees_what_was_read_and_written(run: Run) -> None:

@@ -89,10 +89,10 @@ def test_what_is_not_due_any_more_is_forgotten() -> None:
     assert group.take_due(0) == ["first"]
 
 
-def test_a_group_is_woken_at_the_next_whole_second_and_at_rungs_that_stay_where_they_are() -> None:
+def test_a_group_is_woken_at_the_end_of_its_second_and_at_rungs_that_stay_where_they_are() -> None:
     assert ladder(None) == {}
-    assert ladder(3_600_001)["1000"] == 3_601_000
-    assert ladder(3_600_000)["1000"] == 3_600_000
+    assert ladder(3_600_001)["1000"] == ladder(3_600_000)["1000"] == 3_600_999
+    assert ladder(3_599_999)["1000"] == 3_599_999
     rungs = [ladder(second * 1_000) for second in range(1, 1_000)]
     assert all(due_ms >= second * 1_000 for second, rung in enumerate(rungs, 1) for due_ms in rung.values())
     changes = sum(one[name] != other[name] for one, other in itertools.pairwise(rungs) for name in one)

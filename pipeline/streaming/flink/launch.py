@@ -30,8 +30,9 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.durable import exclusive
 from pipeline.logs.log import EVENTS, OUTPUTS, ensure_topic
 from pipeline.logs.opening import open_log
+from pipeline.streaming import groups
 from pipeline.streaming.errors import SnapshotError
-from pipeline.streaming.flink.options import FLINK_VERSION, Settings, pipeline_options
+from pipeline.streaming.flink.options import FLINK_VERSION, MAX_PARALLELISM, Settings, pipeline_options
 from pipeline.streaming.flink.rest import ENDED, FlinkError, Rest, Unreachable
 from pipeline.streaming.flink.sink import AppendToLog
 from pipeline.streaming.flink.source import ReadLog
@@ -63,6 +64,7 @@ def run_on_flink(
     """Follow the job until it is to stop. Returns where its savepoint is, if Flink keeps one."""
     for name in ("apache_beam.utils.subprocess_server", "apache_beam.options.pipeline_options"):
         logging.getLogger(name).setLevel(logging.ERROR)  # commands, pages long; options that Beam knows only later
+    _check_parallelism(settings)
     with exclusive(state_dir):
         if settings.local:
             return _run_locally(config, log_url, state_dir, settings, partitions, stop)
@@ -72,6 +74,12 @@ def run_on_flink(
             rest, config, log_url, state_dir, settings, partitions, stop
         )
         return job and _follow(rest, job, state_dir, stop)
+
+
+def _check_parallelism(settings: Settings) -> None:
+    if settings.parallelism > MAX_PARALLELISM:
+        message = f"parallelism: expected at most {MAX_PARALLELISM}, found {settings.parallelism}"
+        raise FlinkError(message)
 
 
 def _check_version(rest: Rest, settings: Settings) -> None:
@@ -209,7 +217,7 @@ def resume_point(state_dir: Path) -> str | None:
 
 def _job(config: FeatureConfig, settings: Settings) -> dict[str, Any]:
     """What the job's state depends on."""
-    return {**job_of(config), "groups of sessions": settings.groups}
+    return {**job_of(config), "groups of sessions": settings.groups, "format of groups": groups.FORMAT}
 
 
 def _name(config: FeatureConfig) -> str:

@@ -12,8 +12,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 LOCAL = "[local]"
 FLINK_VERSION = "1.20"
-# Groups of keys that state is stored by; a savepoint is bound to it, and no parallelism can be higher.
-MAX_PARALLELISM = 128
+# Groups of keys that Flink stores state by; a savepoint is bound to it, and no parallelism can be higher. Each table of
+# state has a map for each of them: Beam's runner before 2.76 leaves one table behind in every second (docs/flink.md).
+MAX_PARALLELISM = 32
 # Of sessions, by their name: the keys of their state, so that a bundle costs as many round trips to the task manager,
 # at most, and not one for each session in it. No more workers than that have sessions, and fewer than four for each
 # make for unequal shares. A savepoint is bound to it.

@@ -20,6 +20,7 @@ from apache_beam.runners.worker import bundle_processor, sdk_worker_main, statec
 from google.protobuf import json_format, text_format
 
 _WAIT_S = 60
+_ANSWER_S = 600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,10 +56,19 @@ def commit(context: Any) -> None:
     each bundle; and it does not look at the answers.
     """
     sent = [request for state in context._all_states.values() for request in _writes(state)]
-    errors = sorted({answer.error for answer in (request.get() for request in sent) if answer.error})
+    errors = sorted({answer.error for answer in map(_answer, sent) if answer.error})
     if errors:
         message = f"Flink did not take the state of sessions: {'; '.join(errors)}"
         raise RuntimeError(message)
+
+
+def _answer(request: Any) -> Any:
+    """Raises where the stream of state has ended alone: Beam's futures do not hear of it."""
+    try:
+        return request.get(_ANSWER_S)
+    except LookupError as error:
+        message = f"Flink has not answered to state of sessions within {_ANSWER_S:.0f} s"
+        raise RuntimeError(message) from error
 
 
 def _writes(bag: Any) -> Iterator[Any]:
