@@ -27,6 +27,7 @@ from model_export.recovery import highest_fence, keep_in_step, take_over
 from model_export.showing import begin, show
 from model_export.site import Server, Site, Stopping, VolumeError
 from model_export.switches import set_off as set_off
+from model_export.turning import finish_all
 from model_export.verdicts import VerdictLog
 from pipeline.config.schema import FeatureConfig
 from pipeline.errors import PageturnError
@@ -169,9 +170,12 @@ def _term(site: Site, staging: Path, summary: Summary, until_idle: bool) -> None
     _await_lease(site, until_idle)
     site.metrics.gauge("holds_lease", 1)
     verdicts = VerdictLog(site.models, site.store, site.prefix)
-    state, certifier = take_over(site, verdicts), _certifier(site)
+    state, drawn = finish_all(site, verdicts, take_over(site, verdicts))
+    certifier = _certifier(site)
     guard = site.config.publish.guard
     looked_s, clock, live = time.monotonic(), ClockWatch(site), LiveWatch(site, guard) if guard else None
+    for verdict in drawn:
+        _count(site, summary, verdict)
     while True:
         clock.look()
         thorough = time.monotonic() - looked_s >= _THOROUGH_EVERY_S

@@ -49,6 +49,14 @@ class Pending(Struct, frozen=True):
     draft: Verdict
 
 
+class Turn(Struct, frozen=True):
+    """What live pages have decided about a pointer: enough to do it, and to say so, after a crash."""
+
+    draft: Verdict  # promoted, or sent_back
+    left: Served
+    to: Served
+
+
 class PolicyState(Struct, frozen=True, omit_defaults=True):
     model_name: str
     next_version: int = 1  # never reused
@@ -57,6 +65,7 @@ class PolicyState(Struct, frozen=True, omit_defaults=True):
     loaded: tuple[Loaded, ...] = ()  # by version
     pending: Pending | None = None
     epoch: Epoch | None = None  # of the second tier; None: no evidence was gathered yet
+    turn: Turn | None = None  # decided, and not yet both done and on record
 
     def versions(self) -> tuple[int, ...]:
         return tuple(entry.version for entry in self.loaded)

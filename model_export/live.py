@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import logging
 
-from msgspec.structs import replace
-
 from model_export.checks import Check, Verdict, at_most, explain, first_failure
-from model_export.desired import DesiredState, PolicyState, follow
+from model_export.desired import DesiredState, PolicyState, Turn
 from model_export.heard import Heard, beginning, heard, read_heard, write_heard
 from model_export.housekeeping import HEARTBEAT_MS
-from model_export.promoting import promote, tried_since_ms
-from model_export.publisher import record
-from model_export.sending_back import send_back
+from model_export.promoting import promote
 from model_export.site import Site
+from model_export.turning import tried_since_ms, turn
 from model_export.verdicts import VerdictLog
 from pipeline.config.schema import Guard
 from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, read_heartbeats
 
 LOOK_MS = 1_000
+KNOWN_MS = 10_000  # agents look at a pointer every second; building a version takes seconds, and clocks differ
 _WRITE_MS = 5_000  # what was heard, while the versions are the same
 _TIMES = 2.0  # what a version's share has to be of that before, to be its fault
 _CALLED = 0.5  # of the pages: where fewer ask, the server is left alone, and the calls say nothing about a version
@@ -101,45 +99,40 @@ class LiveWatch:
         self, verdicts: VerdictLog, state: DesiredState, name: str, beats: list[Heartbeat]
     ) -> tuple[DesiredState, Verdict | None]:
         policy = state.policies[name]
-        stable, canary = policy.pointer.stable, policy.pointer.canary
-        if stable is None or canary is None or policy.pending is not None or policy.pointer.off:
+        stable, canary, since_ms = policy.pointer.stable, policy.pointer.canary, tried_since_ms(policy)
+        if stable is None or canary is None or since_ms is None or policy.pending is not None or policy.pointer.off:
             return state, None
-        if self._site.config.publish.canary is None:
+        rules = self._site.config.publish.canary
+        if rules is None:
             return promote(self._site, verdicts, state, name, "publish.canary is no longer in the config")
         self._hear_trial(name, canary.version, beats)
-        tried, beside = self._tried[name].usage, self._heard[name].beside
-        checks = live_checks(self._rules, tried, beside)
-        held = self._held(policy)
-        if held and not checks:
-            checks = _taken_up(self._rules, tried, beside, policy.pointer.share)
+        trial_ms = self._site.clock_ms() - since_ms
+        held = trial_ms >= rules.hold
+        checks = self._trial_checks(name, policy, beats, held)
         failed = first_failure(checks)
         if failed is not None:
             return self._send_back(verdicts, state, name, (canary, stable), failed)
-        if not held:
+        nobody = trial_ms >= KNOWN_MS and not any(name in beat.versions for beat in beats)
+        if not held or not (checks or nobody):
             return state, None
-        if not any(name in beat.versions for beat in beats):
-            return promote(
-                self._site, verdicts, state, name, "no agent follows the policy: there is nobody to try it on"
-            )
-        if not checks:
-            return state, None
-        detail = f"within its bounds on {policy.pointer.share:.0%} of its buckets"
+        on_share = f"within its bounds on {policy.pointer.share:.0%} of its buckets"
+        detail = on_share if checks else "no agent follows the policy: there is nobody to try it on"
         return promote(self._site, verdicts, state, name, detail, checks)
 
-    def _held(self, policy: PolicyState) -> bool:
-        rules, since_ms = self._site.config.publish.canary, tried_since_ms(policy)
-        return rules is not None and since_ms is not None and self._site.clock_ms() - since_ms >= rules.hold
+    def _trial_checks(self, name: str, policy: PolicyState, beats: list[Heartbeat], held: bool) -> tuple[Check, ...]:
+        tried, beside = self._tried[name].usage, self._heard[name].beside
+        checks = live_checks(self._rules, tried, beside)
+        if checks or not held or tried.pages:
+            return checks
+        return taken_up(self._rules, uses(name, policy, beats), beside, policy.pointer.share)
 
     def _send_back(
         self, verdicts: VerdictLog, state: DesiredState, name: str, way: tuple[Served, Served], failed: Check
-    ) -> tuple[DesiredState, Verdict]:
-        """The pointer first: users do not wait for the verdict to be written."""
+    ) -> tuple[DesiredState, Verdict | None]:
         (left, back_to), policy = way, state.policies[name]
         _LOG.warning("%s version %d: %s; back to version %d", name, left.version, explain(failed), back_to.version)
-        pointer = send_back(self._site, name, back_to)
-        after = follow(replace(policy, pointer=pointer), pointer, self._site.clock_ms())
-        state = self._site.write(state, name, after)
-        return state, record(self._site, verdicts, _verdict(name, policy, left, pointer, failed))
+        draft = _verdict(name, policy, way, failed)
+        return turn(self._site, verdicts, state, name, Turn(draft, left=left, to=back_to))
 
 
 def _versions(known: dict[str, Heard]) -> dict[str, tuple[int, int | None]]:
@@ -160,28 +153,40 @@ def live_checks(rules: Guard, now: Usage, before: Usage | None) -> tuple[Check, 
     return tuple(checks)
 
 
-def _taken_up(rules: Guard, tried: Usage, beside: Usage, share: float) -> tuple[Check, ...]:
-    """A version that no agent can use has no pages, and would be tried for ever. Empty where it has some."""
-    due = beside.pages * share / (1 - share)
-    if tried.pages or due < rules.min_pages:
+def uses(name: str, policy: PolicyState, beats: list[Heartbeat]) -> tuple[bool, ...]:
+    """Whether it uses the canary, of each agent that has had the time to: pages of before it could know of it say
+    nothing about it."""
+    canary, since_ms = policy.pointer.canary, tried_since_ms(policy)
+    if canary is None or since_ms is None:
         return ()
-    return (Check("live_pages", 0.0, 1.0, False, beside.pages, ">= 1", f"{due:.0f} were due: no agent uses it"),)
+    knowing = [beat for beat in beats if name in beat.versions and beat.time_ms - since_ms >= KNOWN_MS]
+    return tuple(beat.canaries.get(name) == canary.version for beat in knowing)
+
+
+def taken_up(rules: Guard, uses: tuple[bool, ...], beside: Usage, share: float) -> tuple[Check, ...]:
+    """A version that no agent can use has no pages, and would be tried for ever: its share has the version beside."""
+    due = beside.pages * share
+    if not uses or any(uses) or due < rules.min_pages:
+        return ()
+    note = f"{due:.0f} were due: none of {len(uses)} agents uses it"
+    return (Check("live_pages", 0.0, 1.0, False, beside.pages, ">= 1", note),)
 
 
 def _share(name: str, count: int, of: int, before: float, bound: float) -> Check:
     return at_most(name, count / of, max(bound, _TIMES * before), n=of, note=f"{before:g} with the other version")
 
 
-def _verdict(name: str, before: PolicyState, left: Served, pointer: Pointer, failed: Check) -> Verdict:
+def _verdict(name: str, policy: PolicyState, way: tuple[Served, Served], failed: Check) -> Verdict:
+    (left, back_to), back = way, policy.pointer.back
     return Verdict(
-        candidate=f"live-{left.version}-{pointer.back.number if pointer.back else 0}",
+        candidate=f"live-{left.version}-{back.number + 1 if back else 1}",
         policy=name,
         tier="live",
         outcome="sent_back",
         reason=failed.name,
         detail=explain(failed),
         version=left.version,
-        accepted_before=pointer.stable.version if pointer.stable else None,
-        certified=before.certified.version if before.certified else None,
+        accepted_before=back_to.version,
+        certified=policy.certified.version if policy.certified else None,
         checks=(failed,),
     )

@@ -41,13 +41,18 @@ def tell_candidates(site: Site, name: str, policy: PolicyState) -> None:
         site.lease.put(key, after)
 
 
-def send_back(site: Site, policy: str, to: Served) -> Pointer:
-    """Frozen, and the trainer is to go back with it. Raises: LeaseLost, StoreError."""
+def send_back(site: Site, policy: str, to: Served, left: Served | None = None) -> Pointer:
+    """Frozen, and the trainer is to go back with it. Given what is `left`: unless that serves nobody any more.
+
+    Raises: LeaseLost, StoreError.
+    """
     candidate = _candidate(site, policy, to.version)
 
     def back(now: Pointer) -> Pointer:
         if now.fence > site.lease.token:
             site.lease.lost()
+        if left is not None and left not in (now.stable, now.canary):
+            return now
         after = sent_back(now, to, candidate or "")
         return replace(after, fence=site.lease.token, back=after.back if candidate else now.back)
 

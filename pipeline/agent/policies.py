@@ -179,18 +179,19 @@ def next_route(
 ) -> Route:
     """The route that follows a pointer. Versions are built fully before the route with them exists.
 
-    Where a version cannot be built for now, the one before stays; where it never can be, there is none.
+    Where the stable version cannot be built for now, the one before stays; where it never can be, there is none. Where
+    a canary cannot be built there is none: its share gets the stable version, and not what was tried before.
     """
 
-    def follow(served: Served | None, current: Pinned | None) -> tuple[Pinned | None, Reason]:
+    def follow(served: Served | None, current: Pinned | None, meanwhile: Pinned | None) -> tuple[Pinned | None, Reason]:
         if served is None or (current is not None and current.served == served):
             return (current if served is not None else None), Reason.NO_MODEL
         try:
             return pin(policy, served), Reason.NO_MODEL
         except Trouble as trouble:
             failed(trouble)
-            return (None if trouble.reason in _PERMANENT else current), trouble.reason
+            return (None if trouble.reason in _PERMANENT else meanwhile), trouble.reason
 
-    stable, reason = follow(pointer.stable, old.stable)
-    canary, _ = follow(pointer.canary, old.canary)
+    stable, reason = follow(pointer.stable, old.stable, old.stable)
+    canary, _ = follow(pointer.canary, old.canary, None)
     return Route(stable, canary, pointer.share, pointer.off, reason)

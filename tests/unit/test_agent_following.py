@@ -12,13 +12,14 @@ import pytest
 
 from pipeline.agent.agent import AgentSettings
 from pipeline.agent.buckets import on_canary
-from pipeline.agent.policies import Pinned, Route
+from pipeline.agent.policies import Pinned, Route, next_route
+from pipeline.agent.reasons import Reason, Trouble
 from pipeline.config.schema import Guard
 from pipeline.features.snapshot import Snapshot
 from pipeline.records import DecidedBy
 from pipeline.serving.client import TensorSpec
 from pipeline.serving.errors import NotServed
-from pipeline.stores.published import Heartbeat, Served, Usage, agent_key, parameters_key
+from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, agent_key, parameters_key
 from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, answer, eventually, page
 
 
@@ -211,6 +212,24 @@ def test_the_heartbeat_tells_a_canary_from_the_version_beside_it(world: World) -
             return (beat.versions, beat.canaries, *counts) == ({"rl": 7}, {"rl": 8}, expected[7], expected[8])
 
         eventually(said)
+
+
+def test_while_a_canary_cannot_be_built_its_share_has_the_stable_version() -> None:
+    """And not the canary before it, which nobody watches any more; as soon as it can, it is tried."""
+    stable, sent_back, canary = (Pinned("rl", "m", Served(i, "p"), Snapshot.initial(CONFIG)) for i in (1, 2, 3))
+    pointer = Pointer(stable=stable.served, canary=canary.served, share=0.3)
+    troubles = [Trouble(Reason.UNAVAILABLE), Trouble(Reason.BAD_SIGNATURE)]
+
+    def pin(policy: str, served: Served) -> Pinned:
+        if troubles:
+            raise troubles.pop(0)
+        return canary
+
+    route, failed = Route(stable, sent_back, 0.3), []
+    for expected in (stable, stable, canary):
+        route = next_route("rl", route, pointer, pin, failed.append)
+        assert route.choose(on_canary=True) is expected
+    assert [trouble.reason for trouble in failed] == [Reason.UNAVAILABLE, Reason.BAD_SIGNATURE]
 
 
 def test_calls_are_timed_by_what_their_version_is_by_then() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from model_export.live import KNOWN_MS
 from model_export.status import status
 from model_export.switches import freeze, release, roll_back, set_off
 from model_export.verdicts import VerdictLog, read_verdicts
@@ -113,12 +114,38 @@ def test_what_was_before_the_trial_is_not_compared_with(
     assert later(tried, stable=after, canary=canary).concluded == {outcome: 1}
 
 
+def silent(world: Any, pages: int) -> Any:
+    """An agent that does not use the canary, as a controller hears of it."""
+    write_heartbeat(world.store, "fd", Heartbeat("agent", world.now_ms, {"rl": 1}, {"rl": Usage(pages, 0, pages, 0)}))
+    return world.run()
+
+
 def test_a_version_that_no_agent_can_use_is_sent_back(tried: Any) -> None:
     tried.run()
-    assert later(tried, stable=Usage(399, 0, 399, 0), canary=Usage()).concluded == {}  # 100 would have been due of 400
-    assert later(tried, stable=Usage(400, 0, 400, 0), canary=Usage()).concluded == {"sent_back": 1}
+    tried.now_ms += HOLD_MS
+    assert silent(tried, 499).concluded == {}  # 100 would have been due of 500
+    assert silent(tried, 500).concluded == {"sent_back": 1}
     *_, verdict = read_verdicts(tried.models)
     assert (verdict.candidate, verdict.reason) == ("live-2-1", "live_pages")
+
+
+def test_an_agent_that_could_not_know_of_it_yet_says_nothing_against_it(tried: Any) -> None:
+    """Pages of between the heartbeat before the trial and the first that knows of it are many on a fast machine."""
+    configure(tried, Canary(share=0.2, hold=1_000))
+    tried.run()
+    tried.now_ms += 2_000
+    assert silent(tried, 10_000).concluded == {}
+    tried.now_ms += KNOWN_MS - 3_000
+    assert silent(tried, 20_000).concluded == {}
+    tried.now_ms += 5_000
+    assert tried.run().concluded == {}  # the last that was said is of too early
+    assert silent(tried, 30_000).concluded == {"sent_back": 1}
+
+
+def test_one_that_agents_use_waits_for_its_pages(tried: Any) -> None:
+    tried.run()
+    assert later(tried, stable=Usage(90_000, 0, 90_000, 0), canary=Usage()).concluded == {}
+    assert state_of(tried) == (1, 2, 0.2)
 
 
 def test_where_no_agent_is_up_nobody_is_waited_for(tried: Any) -> None:
@@ -128,6 +155,15 @@ def test_where_no_agent_is_up_nobody_is_waited_for(tried: Any) -> None:
     tried.now_ms += 5_000
     assert tried.run().concluded == {"promoted": 1}
     assert state_of(tried) == (2, None, 0.0)
+
+
+def test_an_agent_that_begins_has_the_time_to_say_so(tried: Any) -> None:
+    configure(tried, Canary(share=0.2, hold=1_000))
+    tried.run()
+    tried.now_ms += KNOWN_MS - 3_000
+    assert tried.run().concluded == {}
+    tried.now_ms += 5_000
+    assert tried.run().concluded == {"promoted": 1}
 
 
 @pytest.mark.parametrize(
@@ -232,15 +268,51 @@ def test_what_is_on_its_share_already_is_accepted_whatever_was_switched_meanwhil
     assert state_of(tried) == (1, 2, 0.2)
 
 
-def test_a_controller_that_dies_while_it_promotes_has_promoted(tried: Any) -> None:
-    tried.run()
-    crash_after(tried, "promoted")
+TURNS = [
+    pytest.param(FINE, HOLD_MS, ("canary-2", "promoted", 2, 1), (2, None, 0.0), id="promoted"),
+    pytest.param(BAD, 2_000, ("live-2-1", "sent_back", 2, 1), (1, None, 0.0), id="sent back"),
+]
+
+
+def breaks_off(world: Any, step: str, canary: Usage, after_ms: int) -> None:
+    world.run()
+    crash_after(world, step)
     with pytest.raises(Crash):
-        later(tried)
-    tried.on_step = lambda policy, step: None
-    tried.run("two")
-    assert state_of(tried) == (2, None, 0.0)
-    assert tried.desired().policies["rl"].pointer.stable.version == 2
+        later(world, canary=canary, after_ms=after_ms)
+    world.on_step = lambda policy, step: None
+
+
+@pytest.mark.parametrize("step", ["decided", "turned", "recorded"])
+@pytest.mark.parametrize(("canary", "after_ms", "expected", "served"), TURNS)
+def test_a_controller_that_dies_while_it_turns_the_pointer_has_turned_it_and_says_so(
+    tried: Any, step: str, canary: Usage, after_ms: int, expected: tuple[Any, ...], served: tuple[Any, ...]
+) -> None:
+    breaks_off(tried, step, canary, after_ms)
+    tried.now_ms += 3_600_000  # what agents said is long out of date
+    assert tried.run("two").concluded == {expected[1]: 1}
+    assert state_of(tried) == served
+    drawn = [v for v in read_verdicts(tried.models) if v.tier == "live"]
+    assert [(v.candidate, v.outcome, v.version, v.accepted_before) for v in drawn] == [expected]
+    assert drawn[0].checks
+    assert tried.pointer().back == (GoBack(1, f"{0:012d}") if expected[1] == "sent_back" else None)
+    assert (tried.desired().policies["rl"].turn, tried.desired().policies["rl"].pointer) == (None, tried.pointer())
+    assert tried.run("three").concluded == {}
+
+
+def test_what_an_operator_did_meanwhile_stands(tried: Any) -> None:
+    breaks_off(tried, "decided", FINE, HOLD_MS)
+    roll_back(tried.store, "fd", "rl")
+    assert tried.run("two").concluded == {}
+    assert state_of(tried) == (1, None, 0.0)
+    assert tried.pointer().frozen
+
+
+def test_and_what_was_done_before_that_is_on_record(tried: Any) -> None:
+    breaks_off(tried, "turned", FINE, HOLD_MS)
+    roll_back(tried.store, "fd", "rl")
+    assert tried.run("two").concluded == {"promoted": 1}
+    assert state_of(tried) == (1, None, 0.0)
+    assert tried.pointer().frozen
 
 
 def test_a_store_that_was_emptied_has_it_on_its_share_again(tried: Any) -> None:
