@@ -227,6 +227,7 @@ _FEATURE_RULES = (
     feature_checks.reserved_name,
     feature_checks.reference,
     feature_checks.missing_rule,
+    feature_checks.normaliser,
     feature_checks.convolution,
     *ranking_checks.FEATURE_RULES,
 )

@@ -72,14 +72,22 @@ def _dense_fill(feature: Dense) -> Findings:
     assert feature.missing is not None
     fill = feature.missing.fill
     if fill is None:
-        yield Finding(("missing",), 'a dense feature needs fill: a number or "mean"')
+        yield Finding(("missing",), 'a dense feature needs fill: a number, "mean" or "median"')
     elif fill == "mean":
         if feature.zscore is None:
             yield Finding(("missing", "fill"), '"mean" needs zscore, which keeps the mean')
+    elif fill == "median":
+        if feature.quantile is None:
+            yield Finding(("missing", "fill"), '"median" needs quantile, which keeps the median')
     elif feature.transform != "none":
         domain, holds = _DOMAINS[feature.transform]
         if not holds(fill):
             yield Finding(("missing", "fill"), f"must be {domain} for transform {feature.transform}, got {fill}")
+
+
+def normaliser(config: FeatureConfig, feature: Feature) -> Findings:
+    if isinstance(feature, Dense) and feature.zscore is not None and feature.quantile is not None:
+        yield Finding(("quantile",), "is there beside zscore; keep one of them")
 
 
 def convolution(config: FeatureConfig, feature: Feature) -> Findings:

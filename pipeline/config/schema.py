@@ -70,15 +70,24 @@ class ZScore(_Value, frozen=True):
     clip: Positive = 5.0
 
 
+class Quantile(_Value, frozen=True):
+    """Where a value lies among those that came: -1 the lowest, 0 the median, 1 the highest, by a sketch of their
+    distribution (`pipeline/features/quantiles.py` gives its error); 0 until `min_count` were seen. For values with long
+    tails, such as prices and distances, which a z-score only shifts and scales."""
+
+    bins: Annotated[int, Meta(ge=2, le=1000)] = 100  # of equal shares of the values; linear inside each
+    min_count: Annotated[int, Meta(ge=2)] = 100
+
+
 class Missing(_Value, frozen=True):
     """What stands in for an absent value. Without this rule an absent value is an error.
 
-    `fill` is a number for dense features (in raw units) or "mean", and is left out for the other kinds, which have
-    a row, a zero vector or a mask for it. `indicator` adds a 0/1 column to the dense input that says that the value
-    was absent; ids have no use for it, their row says so.
+    `fill` is a number for dense features (in raw units), "mean" or "median", and is left out for the other kinds, which
+    have a row, a zero vector or a mask for it. `indicator` adds a 0/1 column to the dense input that says that the
+    value was absent; ids have no use for it, their row says so.
     """
 
-    fill: float | Literal["mean"] | None = None
+    fill: float | Literal["mean", "median"] | None = None
     indicator: bool = False
 
 
@@ -88,6 +97,7 @@ class Dense(_Value, frozen=True, tag_field="kind", tag="dense"):
     transform: Literal["none", "log1p", "logit", "sqrt"] = "none"
     zscore: ZScore | None = None
     missing: Missing | None = None
+    quantile: Quantile | None = None  # in place of `zscore`
 
 
 class IdFeature(_Value, frozen=True, tag_field="kind", tag="id"):

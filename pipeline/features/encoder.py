@@ -31,6 +31,7 @@ from pipeline.features.inputs import (
     vocabularies,
 )
 from pipeline.features.layout import Layout
+from pipeline.features.quantiles import positions
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.values import bit_field, canonical_id, decimal, id_hash, raw_reader, transform
 from pipeline.features.vectors import VectorSource, block, fetch, lookup, planner
@@ -168,6 +169,7 @@ class _Bound(NamedTuple):
     std: np.ndarray  # infinite where too few values were seen
     scales: bool  # otherwise these are (x - 0) / 1
     tables: dict[str, _Table]
+    knots: tuple[tuple[int, np.ndarray], ...]  # by column of the dense features
 
 
 class _Finish:
@@ -187,7 +189,8 @@ class _Finish:
         scales = [_scale(f, snapshot) for f in self._layout.dense]
         tables = {name: _table(snapshot.vocabularies[name], first_id_row(v)) for name, v in self._vocabularies.items()}
         scaling = any(f.zscore is not None for f in self._layout.dense)
-        return _Bound(_numbers(mean for mean, _ in scales), _numbers(std for _, std in scales), scaling, tables)
+        knots = tuple((i, snapshot.quantiles[f.name]) for i, f in enumerate(self._layout.dense) if f.quantile)
+        return _Bound(_numbers(mean for mean, _ in scales), _numbers(std for _, std in scales), scaling, tables, knots)
 
     def columns(self, rows: np.ndarray, bound: _Bound) -> dict[str, np.ndarray]:
         columns = {DENSE: self._dense(rows, bound)}
@@ -223,6 +226,8 @@ class _Finish:
             z /= bound.std
             np.minimum(z, self._clip, out=z)
             np.maximum(z, -self._clip, out=z)
+        for column, knots in bound.knots:
+            z[:, column] = positions(z[:, column], knots)  # filled with the median: 0
         if some:
             np.copyto(z, 0.0, where=np.isnan(z))  # filled with the mean
         out[:, : z.shape[1]] = z
@@ -240,7 +245,8 @@ def _numbers(values: Iterable[float]) -> np.ndarray:
 
 
 def _fill(feature: Dense) -> float:
-    """What stands in for a missing value, transformed; NaN for the mean (0 once normalised) and where none may be."""
+    """What stands in for a missing value, transformed; NaN for the mean and the median (0 once normalised)
+    and where none may be."""
     fill = feature.missing.fill if feature.missing else None
     return transform(feature)(fill) if isinstance(fill, float | int) else math.nan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -18,12 +18,14 @@ from pipeline.config.schema import (
     GraphTable,
     HashedId,
     IdFeature,
+    Quantile,
     Sequence,
 )
 
 DENSE = "dense"
 PAD_ROW, MISSING_ROW, FIRST_OOV_ROW = 0, 1, 2  # of a graph table
 RANGE_OOV_ROWS = 1
+_LATER = frozenset({"quantile"})  # keys that came after configs were in use: these keep their hash
 HASHED_MISSING_ROW = 0
 
 
@@ -97,6 +99,11 @@ def dense_columns(config: FeatureConfig) -> tuple[str, ...]:
     return values + tuple(f"{f.name}__missing" for f in config.features if has_indicator(f))
 
 
+def quantiles(config: FeatureConfig) -> dict[str, Quantile]:
+    """The dense features that are mapped by their distribution."""
+    return {f.name: f.quantile for f in dense_features(config) if f.quantile is not None}
+
+
 def dense_features(config: FeatureConfig) -> tuple[Dense, ...]:
     return tuple(f for f in config.features if isinstance(f, Dense))
 
@@ -140,4 +147,11 @@ def config_sha(config: FeatureConfig) -> str:
         "fusion": config.fusion,
         "action": config.action,
     }
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(_said(msgspec.to_builtins(parts)), order="sorted")).hexdigest()
+
+
+def _said(value: Any) -> Any:
+    """Without the keys of `_LATER` that say nothing."""
+    if isinstance(value, dict):
+        return {key: _said(x) for key, x in value.items() if x is not None or key not in _LATER}
+    return [_said(x) for x in value] if isinstance(value, list | tuple) else value

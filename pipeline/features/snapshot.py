@@ -20,11 +20,11 @@ from msgspec import Struct
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.changing import Change
 from pipeline.features.errors import SnapshotError
-from pipeline.features.inputs import config_sha, dense_features, epochs, first_id_row, vocabularies
+from pipeline.features.inputs import config_sha, dense_features, epochs, first_id_row, quantiles, vocabularies
 from pipeline.features.moments import Moments
 from pipeline.records import Explorer
 
-_HASH = np.dtype("<u8")
+_HASH, _KNOT = np.dtype("<u8"), np.dtype("<f8")
 
 
 class _Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -35,10 +35,11 @@ class _Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     vocabularies: dict[str, bytes]
     epochs: dict[str, str]
     explorers: tuple[Explorer, ...] = ()
+    quantiles: dict[str, bytes] = {}
 
 
-def _frozen(hashes: np.ndarray) -> np.ndarray:
-    frozen = np.array(hashes, dtype=_HASH)
+def _frozen(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    frozen = np.array(numbers, dtype)
     frozen.setflags(write=False)
     return frozen
 
@@ -50,27 +51,33 @@ class Snapshot:
     vocabularies: Mapping[str, np.ndarray] = field(repr=False)  # by table: id hashes in order of admission, uint64
     epochs: Mapping[str, str]  # by external table
     explorers: tuple[Explorer, ...] = ()  # what is served beside the weights, in the order of the model's output
+    # by feature with quantiles: what ends its bins, float64 [bins + 1]; [0] where too few values were seen
+    quantiles: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        frozen = {table: _frozen(hashes) for table, hashes in self.vocabularies.items()}
-        object.__setattr__(self, "vocabularies", frozen)
+        for name, dtype in (("vocabularies", _HASH), ("quantiles", _KNOT)):
+            frozen = {key: _frozen(numbers, dtype) for key, numbers in getattr(self, name).items()}
+            object.__setattr__(self, name, frozen)
 
     @classmethod
     def initial(cls, config: FeatureConfig) -> Snapshot:
         """What is known before the first transition: nothing."""
         moments = {f.name: Moments() for f in dense_features(config) if f.zscore is not None}
         empty = {table: np.empty(0, _HASH) for table in vocabularies(config)}
-        return cls(config_sha(config), moments, empty, epochs(config))
+        no_knots = {name: np.empty(0, _KNOT) for name in quantiles(config)}
+        return cls(config_sha(config), moments, empty, epochs(config), quantiles=no_knots)
 
     @classmethod
     def of_parts(cls, config: FeatureConfig, parts: Iterable[Snapshot], explorers: tuple[Explorer, ...]) -> Snapshot:
         """Of a config from what is known of the features of states and of items."""
         moments: dict[str, Moments] = {}
         known: dict[str, np.ndarray] = {}
+        knots: dict[str, np.ndarray] = {}
         for part in parts:
             moments |= part.moments
             known |= part.vocabularies
-        return cls(config_sha(config), moments, known, epochs(config), explorers)
+            knots |= part.quantiles
+        return cls(config_sha(config), moments, known, epochs(config), explorers, knots)
 
     @classmethod
     def from_bytes(cls, payload: bytes, config: FeatureConfig | None = None) -> Snapshot:
@@ -86,6 +93,7 @@ class Snapshot:
             {table: read_hashes(table, data) for table, data in wire.vocabularies.items()},
             wire.epochs,
             wire.explorers,
+            {name: _read_knots(name, data) for name, data in wire.quantiles.items()},
         )
         for name, moments in snapshot.moments.items():
             _check_moments(name, moments)
@@ -102,7 +110,8 @@ class Snapshot:
         kept = change.stays & self.moments.keys() & fresh.moments.keys()
         moments = {**fresh.moments, **{name: self.moments[name] for name in kept}}
         known = {t: self.vocabularies[t] if t in change.tables else none for t, none in fresh.vocabularies.items()}
-        return Snapshot(fresh.config_sha, moments, known, fresh.epochs)
+        knots = {name: self.quantiles[name] if name in change.stays else none for name, none in fresh.quantiles.items()}
+        return Snapshot(fresh.config_sha, moments, known, fresh.epochs, quantiles=knots)
 
     def to_bytes(self) -> bytes:
         return self._payload
@@ -117,6 +126,7 @@ class Snapshot:
             {table: hashes.tobytes() for table, hashes in self.vocabularies.items()},
             dict(self.epochs),
             self.explorers,
+            {name: knots.tobytes() for name, knots in self.quantiles.items()},
         )
         return msgspec.msgpack.encode(wire, order="sorted")
 
@@ -142,6 +152,7 @@ class Snapshot:
             ("moments", expected.moments, self.moments),
             ("vocabularies", expected.vocabularies, self.vocabularies),
             ("epochs", expected.epochs, self.epochs),
+            ("quantiles", expected.quantiles, self.quantiles),
         ):
             if ours.keys() != theirs.keys():
                 msg = f"expected {what} of {sorted(ours)}, found {sorted(theirs)}"
@@ -150,6 +161,11 @@ class Snapshot:
             room, found = vocabulary.capacity - first_id_row(vocabulary), len(self.vocabularies[table])
             if found > room:
                 msg = f"expected at most {room} ids in vocabulary {table}, found {found}"
+                raise SnapshotError(msg)
+        for name, rule in quantiles(config).items():
+            found = len(self.quantiles[name])
+            if found not in (0, rule.bins + 1):
+                msg = f"expected {rule.bins + 1} knots of {name}, or none yet, found {found}"
                 raise SnapshotError(msg)
 
 
@@ -163,6 +179,14 @@ def read_hashes(table: str, data: bytes) -> np.ndarray:
         msg = f"expected distinct hashes other than 0 in vocabulary {table}, found others"
         raise SnapshotError(msg)
     return hashes
+
+
+def _read_knots(name: str, data: bytes) -> np.ndarray:
+    knots = np.frombuffer(data, _KNOT) if len(data) % _KNOT.itemsize == 0 else np.array([math.nan])
+    if not np.isfinite(knots).all() or (np.diff(knots) < 0).any():
+        msg = f"expected finite knots that never fall for {name}, found others"
+        raise SnapshotError(msg)
+    return knots
 
 
 def _check_moments(name: str, moments: Moments) -> None:

@@ -1,4 +1,4 @@
-"""What is learned about features as transitions come: z-score moments and vocabularies. Frozen into snapshots."""
+"""What is learned about features as transitions come: moments, quantiles and vocabularies. Frozen into snapshots."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from pipeline.config.schema import FeatureConfig
+from pipeline.config.schema import FeatureConfig, Quantile
 from pipeline.features.changing import Change
 from pipeline.features.errors import SnapshotError
-from pipeline.features.inputs import config_sha, epochs, vocabularies
+from pipeline.features.inputs import config_sha, epochs, quantiles, vocabularies
 from pipeline.features.layout import Layout
 from pipeline.features.moments import Moments
+from pipeline.features.quantiles import Dump, Sketch
 from pipeline.features.snapshot import Snapshot, read_hashes
 from pipeline.features.vocabulary import Vocabulary
 
 
-class _Wire(Struct, frozen=True, forbid_unknown_fields=True):
+class _Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: Literal["pageturn-statistics"]
     format_version: Literal[1]
     config_sha: str
     moments: dict[str, Moments]
     vocabularies: dict[str, tuple[bytes, bytes, bytes]]
+    sketches: dict[str, Dump] = {}
 
 
 class Statistics:
@@ -35,6 +37,9 @@ class Statistics:
         self._epochs = epochs(config)
         self._columns = {f.name: i for i, f in enumerate(layout.dense) if f.zscore is not None}
         self._moments = dict.fromkeys(self._columns, Moments())
+        self._quantiles = quantiles(config)
+        self._sketch_columns = {f.name: i for i, f in enumerate(layout.dense) if f.quantile is not None}
+        self._sketches = {name: Sketch() for name in self._quantiles}
         self._vocabularies = {name: Vocabulary(v) for name, v in vocabularies(config).items()}
         self._hash_columns = {
             table: [i for i, f in enumerate(layout.hashes) if f.embedding == table] for table in self._vocabularies
@@ -52,25 +57,34 @@ class Statistics:
         dense = rows["dense"].T.tolist()
         for name, column in self._columns.items():
             self._moments[name] = self._moments[name].add(dense[column])
+        for name, column in self._sketch_columns.items():
+            self._sketches[name].add(dense[column])
         for table, vocabulary in self._vocabularies.items():
             vocabulary.count(rows["hashes"][:, self._hash_columns[table]].ravel().tolist())
 
     def freeze(self) -> Snapshot:
         known = {table: vocabulary.hashes() for table, vocabulary in self._vocabularies.items()}
-        return Snapshot(self._config_sha, dict(self._moments), known, self._epochs)
+        knots = {name: self._knots(name, rule) for name, rule in self._quantiles.items()}
+        return Snapshot(self._config_sha, dict(self._moments), known, self._epochs, quantiles=knots)
+
+    def _knots(self, feature: str, rule: Quantile) -> np.ndarray:
+        sketch = self._sketches[feature]
+        return sketch.knots(rule.bins) if sketch.count >= rule.min_count else np.empty(0)
 
     def carried(self, config: FeatureConfig, change: Change) -> Statistics:
         """For a config with other features: what is known of those that stay."""
         other = Statistics(config)
         kept = change.stays & self._moments.keys() & other._moments.keys()
         other._moments |= {name: self._moments[name] for name in kept}
+        other._sketches |= {n: s for n, s in self._sketches.items() if n in change.stays & other._sketches.keys()}
         other._vocabularies |= {t: v for t, v in self._vocabularies.items() if t in change.tables}
         return other
 
     def to_bytes(self) -> bytes:
         """For the trainer's checkpoint: everything, exactly."""
         tables = {table: vocabulary.dump() for table, vocabulary in self._vocabularies.items()}
-        wire = _Wire("pageturn-statistics", 1, self._config_sha, self._moments, tables)
+        sketches = {name: sketch.dump() for name, sketch in self._sketches.items()}
+        wire = _Wire("pageturn-statistics", 1, self._config_sha, self._moments, tables, sketches)
         return msgspec.msgpack.encode(wire, order="sorted")
 
     @classmethod
@@ -86,10 +100,12 @@ class Statistics:
             expected, found = statistics._config_sha[:12], wire.config_sha[:12]
             msg = f"expected statistics of config {expected}, found those of {found}"
             raise SnapshotError(msg)
-        if {*wire.moments, *wire.vocabularies} != {*statistics._columns, *statistics._vocabularies}:
-            msg = f"expected statistics of {[*statistics._columns, *statistics._vocabularies]}, found others"
+        expected_of = [*statistics._columns, *statistics._sketches, *statistics._vocabularies]
+        if {*wire.moments, *wire.sketches, *wire.vocabularies} != {*expected_of}:
+            msg = f"expected statistics of {expected_of}, found others"
             raise SnapshotError(msg)
         statistics._moments = {name: wire.moments[name] for name in statistics._moments}
+        statistics._sketches = {name: Sketch(wire.sketches[name]) for name in statistics._sketches}
         for table, dump in wire.vocabularies.items():
             statistics._vocabularies[table].load(*_read_dump(table, *dump))
         return statistics

@@ -29,6 +29,7 @@ from pipeline.config.schema import (
     Missing,
     PayPlusAPhi,
     Policy,
+    Quantile,
     RangeVocabulary,
     Reward,
     Sequence,
@@ -143,9 +144,10 @@ def _dynamic_vocabularies(draw: st.DrawFn) -> DynamicVocabulary:
 def _dense(draw: st.DrawFn, name: str, source: str) -> Dense:
     transform = draw(st.sampled_from(["none", "log1p", "logit", "sqrt"]))
     zscore = draw(st.none() | st.builds(ZScore, st.integers(2, 6), st.sampled_from([1e-3, 1.0]), st.just(5.0)))
-    fill = draw(st.sampled_from([0.25, 0.5] if zscore is None else [0.25, "mean"]))
+    quantile = draw(st.none() | st.builds(Quantile, st.integers(2, 9), st.integers(2, 6))) if zscore is None else None
+    fill = draw(st.sampled_from([0.25, "mean" if zscore else "median" if quantile else 0.5]))
     missing = draw(st.sampled_from([None, Missing(fill), Missing(fill, indicator=True)]))
-    return Dense(name, source, transform, zscore, missing)
+    return Dense(name, source, transform, zscore, missing, quantile)
 
 
 @st.composite

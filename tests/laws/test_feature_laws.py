@@ -17,6 +17,7 @@ from pipeline.events import encode
 from pipeline.features.encoder import Encoder, Prepared
 from pipeline.features.inputs import model_inputs, table_rows
 from pipeline.features.moments import Moments
+from pipeline.features.quantiles import positions
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
 from pipeline.features.vocabulary import Vocabulary
@@ -231,6 +232,21 @@ def test_merge_has_an_identity_is_associative_and_equals_the_moments_of_all_data
     assert close(x.merge(y).merge(z), x.merge(y.merge(z)))
     assert close(x.merge(y), y.merge(x))
     assert close(x.merge(y).merge(z), Moments().add([*a, *b, *c]))
+
+
+# Quantiles -------------------------------------------------------------------------------------------------------
+
+
+@moderate
+@given(st.lists(st.floats(-1e38, 1e38) | st.integers(-3, 3).map(float), min_size=3, max_size=12), st.data())
+def test_positions_never_fall_and_are_the_same_one_by_one(drawn: list[float], data: st.DataObject) -> None:
+    knots = np.sort(np.array(drawn))
+    others = st.floats(-3e38, 3e38) | st.floats(-4, 4)
+    values = np.sort(np.array([*drawn, *data.draw(st.lists(others))]))
+    found = positions(values, knots)
+    assert (np.diff(found) >= 0).all()
+    assert (np.abs(found) <= 1).all()
+    assert b"".join(positions(values[i : i + 1], knots).tobytes() for i in range(len(values))) == found.tobytes()
 
 
 # Vocabulary ------------------------------------------------------------------------------------------------------
