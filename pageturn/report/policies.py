@@ -140,7 +140,7 @@ def thinned(rows: Sequence[Row]) -> list[Row]:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    values = {key: [number(row.get(key)) for row in rows] for key in rows[0]}
+    values = {key: [number(row.get(key)) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
     return {
         key: sum(known) / len(known) for key, found in values.items() if (known := [v for v in found if v is not None])
     }

@@ -181,8 +181,12 @@ def _explained(where: str) -> Iterator[None]:
 # What the others begin with ------------------------------------------------------------------------------------------
 
 
-def of_chief(team: Team, loaded: Loaded | None) -> Loaded | None:
-    """The checkpoint that the chief goes on from, for all; its weights are not in it for the others."""
+def of_chief(team: Team, config: FeatureConfig, loaded: Loaded | None) -> Loaded | None:
+    """The checkpoint that the chief goes on from, for all; its weights are not in it for the others.
+
+    Raises: WorkerError where another has another config.
+    """
+    team.arrive({"config": xxhash.xxh3_64_intdigest(msgspec.json.encode(config, order="sorted")) >> 1})
     state = team.from_chief(loaded.state if loaded else b"")
     if team.is_chief or not state:
         return loaded

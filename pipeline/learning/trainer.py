@@ -113,14 +113,14 @@ def train(
             config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace(),
             metrics or Metrics(TRAINER), tensorboard, store, team,
         )  # fmt: skip
-        run = _Run(job)
+        training = _training(job)
         try:
-            run.follow()
+            _Run(job, training).follow()
         except WorkerError as error:
             if not job.stop.is_set():
                 raise
             _log.warning("%s; this one was to stop in any case", error)  # of all that are told to, some are quicker
-        return run.training.progress
+        return training.progress
 
 
 class _Marks(NamedTuple):
@@ -133,15 +133,14 @@ class _Marks(NamedTuple):
 
 
 class _Run:
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, training: AnyTraining) -> None:
+        self._job, self.training = job, training
         self._checkpoints = Checkpoints(job.work_dir / "checkpoints")
         self._metrics = MetricsFile(job.work_dir / "metrics.jsonl")
         self._updates = MetricsFile(job.work_dir / UPDATES)
         self._summaries = Summaries(job.tensorboard) if job.tensorboard else None
         self._dead_letters: list[DeadLetter] = []
         self._leads = job.team is None or job.team.is_chief
-        self.training = _training(job)
         self.training.seen = FeatureWatch(part_of(job.config, "state"), job.work_dir, job.metrics).add
         self._number = self._resume()
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
@@ -273,7 +272,7 @@ class _Run:
         """Number of the checkpoint that was resumed from; 0 where there was none."""
         loaded, team = self._checkpoints.newest() if self._leads else None, self._job.team
         if team is not None:
-            loaded = of_chief(team, loaded)
+            loaded = of_chief(team, self._job.config, loaded)
         if loaded is not None:
             go_on(self.training, loaded, self._job.log, with_weights=self._leads)
         if team is not None:

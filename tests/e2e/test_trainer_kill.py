@@ -1,6 +1,6 @@
 """A trainer that is killed again and again ends with the same bits as one that was left alone.
 
-Run as a script this file is the trainer process that gets killed: at a given record, or at a given system call of
+Run as a module this file is the trainer process that gets killed: at a given record, or at a given system call of
 writing a checkpoint.
 """
 
@@ -36,8 +36,9 @@ from pipeline.config.schema import DynamicVocabulary as Dynamic
 from pipeline.events import encode
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import TRANSITIONS, Entry
-from pipeline.records import Action, DecidedBy, Decision, Ending, State, Transition
+from tests.e2e.transitions import transition
 
+ROOT = Path(__file__).resolve().parents[2]
 N = 500
 CONFIG = FeatureConfig(
     schema_version=1,
@@ -102,34 +103,6 @@ def main(log_url: str, work_dir: str, poll: str, where: str = "", calls: str = "
 # The test ----------------------------------------------------------------------------------------------------------
 
 
-def transition(i: int) -> Transition:
-    rng = random.Random(i)
-    policy = ("base", "p1", "p2")[i % 3]
-    action = 1.0 if policy == "base" else rng.uniform(0, 2)
-    last = i % 4 == 3
-
-    def state() -> State:
-        return State(user={"x": rng.gauss(3, 2), "city": rng.randrange(20)})
-
-    return Transition(
-        id=f"r{i}@1",
-        request_id=f"r{i}",
-        user_id="u",
-        session_id=f"s{i // 4}",
-        time_ms=i,
-        page_index=i % 4,
-        state=state(),
-        decision=Decision(
-            DecidedBy.BASELINE if policy == "base" else DecidedBy.POLICY, policy, "b", (Action("a", action),)
-        ),
-        reward=-((action - 1.3) ** 2),
-        reward_version="1",
-        discount=0.0 if last else 1.0,
-        next_state=None if last else state(),
-        ending=Ending.LEAVE if last else None,
-    )
-
-
 @pytest.fixture(scope="module")
 def log_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Closed, three partitions, with a redelivery and something unreadable in the middle."""
@@ -144,10 +117,10 @@ def log_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(log_url: str, work_dir: Path, *arguments: object) -> int:
-    command = [sys.executable, __file__, log_url, str(work_dir), *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.e2e.test_trainer_kill", log_url, str(work_dir), *map(str, arguments)]
     bytecode = work_dir.parent / "bytecode"  # TensorFlow is compiled once, not by each of these processes
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bytecode)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ from pipeline.learning.dealing import DealtFeeding
 from pipeline.learning.training import ROUND_SIZE, Training
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import TRANSITIONS, Entry, Record
-from pipeline.records import Action, DecidedBy, Decision, Ending, State, Transition
 from pipeline.serving.launch import free_ports
+from tests.e2e.transitions import transition
 
 N, WORKERS = 500, 2
 CONFIG = """
@@ -55,32 +55,6 @@ _PATIENCE_S = 120.0
 Weights = dict[str, np.ndarray]
 
 
-def transition(i: int) -> Transition:
-    rng = random.Random(i)
-    policy = ("base", "p1", "p2")[i % 3]
-    by = DecidedBy.BASELINE if policy == "base" else DecidedBy.POLICY
-    action, last = 1.0 if policy == "base" else rng.uniform(0, 2), i % 4 == 3
-
-    def state() -> State:
-        return State(user={"x": rng.gauss(3, 2), "city": rng.randrange(20)})
-
-    return Transition(
-        id=f"r{i}@1",
-        request_id=f"r{i}",
-        user_id="u",
-        session_id=f"s{i // 4}",
-        time_ms=i,
-        page_index=i % 4,
-        state=state(),
-        decision=Decision(by, policy, "all", (Action("a", action),)),
-        reward=1 - (action - 1.3) ** 2 + rng.gauss(0, 1),
-        reward_version="1",
-        discount=0.0 if last else 1.0,
-        next_state=None if last else state(),
-        ending=Ending.LEAVE if last else None,
-    )
-
-
 def append(folder: Path, first: int, last: int) -> None:
     log = FileLog(folder / "log")
     log.create(TRANSITIONS, 3)
@@ -91,14 +65,15 @@ def append(folder: Path, first: int, last: int) -> None:
 class Trainers:
     """The processes of one team."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, configs: Sequence[str] = ("config.yaml",) * WORKERS) -> None:
+        self._configs = configs
         addresses = [f"127.0.0.1:{port}" for port in free_ports(WORKERS)]
         self._folder = folder
         self.processes = [self._start(rank, addresses, options) for rank in range(WORKERS)]
 
     def _start(self, rank: int, addresses: list[str], options: tuple[str, ...]) -> subprocess.Popen[str]:
         at = self._folder
-        words = ["train", "--config", at / "config.yaml", "--log", f"file://{at}/log", "--state", at / "trainer"]
+        words = ["train", "--config", at / self._configs[rank], "--log", f"file://{at}/log", "--state", at / "trainer"]
         words += ["--store", f"sqlite:///{at}/store.db", "--staging", at / "staging", *options]
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -126,8 +101,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Trainers]]:
     started: list[Trainers] = []
     (tmp_path / "config.yaml").write_text(CONFIG)
 
-    def start(*options: str) -> Trainers:
-        started.append(Trainers(tmp_path, *options))
+    def start(*options: str, **how: Any) -> Trainers:
+        started.append(Trainers(tmp_path, *options, **how))
         return started[-1]
 
     yield start
@@ -191,6 +166,15 @@ def test_who_loses_a_worker_says_so_and_both_go_on_from_the_chiefs_checkpoint(
     ended = start("--until-idle").ended()
     assert [code for code, _ in ended] == [0, 0], ended
     assert_close(weights(tmp_path), alone)
+
+
+def test_a_worker_with_another_config_is_refused(start, tmp_path: Path) -> None:
+    append(tmp_path, 0, 10)
+    (tmp_path / "other.yaml").write_text(CONFIG.replace("gamma: 0.5", "gamma: 0.6"))
+    for code, said in start("--until-idle", configs=("config.yaml", "other.yaml")).ended():
+        assert code == 1
+        assert "Error: workers differ in config" in said
+        assert "Traceback" not in said
 
 
 def await_true(condition: Callable[[], object]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pageturn.dashboard.live import Live
 from pageturn.dashboard.server import DashboardError, serving
+from pageturn.report.policies import thinned
 from pageturn.supervisor import PartEvent
 from pageturn.traffic_log import AskedPage
 from pipeline.simulation.outcomes import clustered
@@ -78,6 +79,11 @@ def test_curves_are_thinned_and_end_with_the_last_round(made: Any) -> None:
     curves = live_of(made)[0].state().curves
     assert len(curves.transitions) <= 130
     assert (curves.transitions[-1], curves.learning["value_mean"][-1]) == (1_000, 500.0)
+
+
+def test_what_begins_within_a_point_is_in_it() -> None:
+    rows = [{"x": float(i)} | ({"loss": 2.0} if i % 2 else {}) for i in range(10_000)]
+    assert all(row["loss"] == 2.0 for row in thinned(rows))
 
 
 def test_it_goes_on_reading_where_it_was(lively: Any) -> None:
