@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pipeline.config.findings import Finding, Findings, all_read
 from pipeline.config.problems import suggestion
+from pipeline.config.ranking import Dbgd, EvolutionStrategies
 from pipeline.config.schema import Drn, Feature, FeatureConfig, IdFeature, Sequence
 
 ITEM = "item."
+_EXPLORING = Dbgd | EvolutionStrategies
 _OF_ITEMS = ("click", "order", "dwell")
 
 
@@ -95,6 +97,22 @@ def periods(config: FeatureConfig) -> Findings:
         yield Finding(("publish", "certification"), message)
 
 
+def canary(config: FeatureConfig) -> Findings:
+    """What is interleaved is judged by the pages of a period, and belongs to the version it came with: it would have
+    the share's pages only, and what follows it would wait. Interleaving is a trial already, page by page."""
+    if config.ranking is None or config.publish.canary is None:
+        return
+    ranking = all_read([config.ranking])[0]
+    minors = {name: all_read([minor])[0] for name, minor in ranking.minor.items()}
+    exploring = [f"ranking.minor.{name}" for name, minor in minors.items() if isinstance(minor, _EXPLORING)]
+    major = all_read([ranking.major])[0]
+    if major is not None and all_read([major.trial])[0]:
+        exploring.append("ranking.major.trial")
+    if exploring:
+        message = "cannot be had with what is tried by interleaving, which would see the share's pages only"
+        yield Finding(("publish", "canary"), f"{message}: {', '.join(exploring)}")
+
+
 def item_features(config: FeatureConfig) -> Findings:
     features = all_read(config.features)
     of_items = [f for f in features if all_read([f.source])[0].startswith(ITEM)]
@@ -126,5 +144,5 @@ def shared_tables(config: FeatureConfig, feature: Feature) -> Findings:
         yield Finding(("embedding",), f"{message}; take another table")
 
 
-RULES = (kinds, minors, tau, activeness, rewards, periods, item_features)
+RULES = (kinds, minors, tau, activeness, rewards, periods, canary, item_features)
 FEATURE_RULES = (scope, shared_tables)

@@ -77,6 +77,35 @@ def test_a_policy_of_which_nothing_is_said_is_updated_by_gradient_every_half_hou
     assert ranking.explorers("dbgd") == 1
 
 
+CANARY = "probes: 8\n  guard: {}\n  canary: {}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ((), "ranking.minor.dbgd, ranking.major.trial"),
+        ((("updates: 60", "updates: 60, trial: false"),), "ranking.minor.dbgd"),
+        ((("by: dbgd", "by: es"), ("updates: 60", "updates: 60, trial: false")), "ranking.minor.dbgd"),
+        ((("    dbgd: {", "    # {"),), "ranking.major.trial"),
+        ((("    dbgd: {", "    # {"), ("updates: 60", "updates: 60, trial: false")), None),
+    ],
+)
+def test_what_is_interleaved_is_not_tried_on_a_share_too(
+    changes: tuple[tuple[str, str], ...], found: str | None
+) -> None:
+    text = TEXT.replace("probes: 8", CANARY).replace(", alpha: 0.3, eta: 0.3", "")
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    if found is None:
+        assert parse_config(text).publish.canary is not None
+        return
+    with pytest.raises(ConfigError) as error:
+        parse_config(text)
+    assert str(error.value).endswith(f"which would see the share's pages only: {found}")
+    assert "publish.canary: " in str(error.value)
+
+
 def test_a_config_without_ranking_has_the_hash_that_it_had() -> None:
     """Models, parameters and agents agree on it: a new field may not part them."""
     hashes = {path.stem: config_sha(load_config(path))[:12] for path in CONFIGS.glob("*.yaml")}
