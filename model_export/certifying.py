@@ -72,49 +72,55 @@ class Certifier:
 
     def look(self, verdicts: VerdictLog, state: DesiredState) -> Looked:
         """One round. A log out of reach is no reason not to publish: evidence waits for it."""
-        state = self._begun(verdicts, state)
+        state, drawn = self._begun(verdicts, state)
         self._open(state)
         try:
             read = {topic: self._read(topic) for topic in self._topics}
         except LogError as error:
             _LOG.warning("evidence: %s; reading the transitions again from their start", error)
             self._forget()
-            return Looked(state, False, ())
+            return Looked(state, False, tuple(drawn))
         for topic, records in read.items():
             for each in records:
                 self._take(topic, each)
-        drawn = []
         for policy in state.policies:
             if policy in self._cases and state.policies[policy].pending is None:
                 state, verdict = self._conclude(verdicts, state, policy)
                 drawn += [verdict] if verdict else []
         return Looked(state, any(read.values()), tuple(drawn))
 
-    def _begun(self, verdicts: VerdictLog, state: DesiredState) -> DesiredState:
+    def _begun(self, verdicts: VerdictLog, state: DesiredState) -> tuple[DesiredState, list[Verdict]]:
         """Every policy that has its first version has an epoch, which begins now where it has none. It is the first,
         unless the desired state was lost: what earlier ones have spent is spent."""
+        drawn: list[Verdict] = []
         for name, policy in state.policies.items():
             if policy.pointer.stable is not None and policy.epoch is None:
                 past = (n for n in count(1) if verdicts.verdict_on(name, _name(n)) is None)
                 state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, next(past))))
-            state = self._reassigned(verdicts, state, name)
-        return state
+            state, verdict = self._reassigned(verdicts, state, name)
+            drawn += [verdict] if verdict else []
+        return state, drawn
 
     def _epoch(self, policy: str, number: int) -> Epoch:
         return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy))
 
-    def _reassigned(self, verdicts: VerdictLog, state: DesiredState, name: str) -> DesiredState:
-        """Where buckets have other slots than they had, nothing can be concluded from the epoch that has begun."""
-        epoch = state.policies[name].epoch
+    def _reassigned(self, verdicts: VerdictLog, state: DesiredState, name: str) -> tuple[DesiredState, Verdict | None]:
+        """Where buckets have other slots than they had, nothing can be concluded from the epoch that has begun. What a
+        crash has left of one that was concluded is done all the same: see `_conclude`."""
+        epoch, verdict = state.policies[name].epoch, None
         if epoch is None or epoch.assigned == assigned(self._site.config, name):
-            return state
+            return state, None
+        if verdicts.verdict_on(name, _name(epoch.number)) is not None:
+            return state, None
         if epoch.assigned is None:
             epoch = replace(epoch, assigned=assigned(self._site.config, name))
         else:
             detail = "its buckets, or the baseline's, have other slots than when it began"
-            record(self._site, verdicts, Verdict(_name(epoch.number), name, "bucket", "superseded", "buckets", detail))
+            draft = Verdict(_name(epoch.number), name, "bucket", "superseded", "buckets", detail)
+            verdict = record(self._site, verdicts, draft)
+            self._site.on_step(name, "superseded")
             epoch = self._epoch(name, epoch.number + 1)
-        return self._site.write(state, name, replace(state.policies[name], epoch=epoch))
+        return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), verdict
 
     def _open(self, state: DesiredState) -> None:
         """A case for every epoch. One that began before what was read needs all of it: the log is read again."""

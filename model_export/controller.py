@@ -60,10 +60,10 @@ class Summary(Struct):
     def count(self, verdict: Verdict) -> None:
         if verdict.outcome == "accepted":
             self.accepted += 1
-        elif verdict.outcome == "superseded":
-            self.superseded += 1
         elif verdict.tier in ("bucket", "live"):
             self.concluded[verdict.outcome] = self.concluded.get(verdict.outcome, 0) + 1
+        elif verdict.outcome == "superseded":
+            self.superseded += 1
         else:
             reasons = self.refused if verdict.outcome == "refused" else self.kept
             reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1

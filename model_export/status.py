@@ -12,6 +12,7 @@ from model_export.checks import Verdict
 from model_export.desired import Loaded, Pending, PolicyState, read_desired
 from model_export.evaluation.evidence import Evidence
 from model_export.housekeeping import HEARTBEAT_MS
+from model_export.served import to_all
 from model_export.site import Server
 from model_export.verdicts import read_verdicts
 from pipeline.config.schema import FeatureConfig
@@ -33,9 +34,10 @@ class PolicyStatus(Struct, frozen=True):
     loaded: tuple[Loaded, ...]  # as desired
     pending: Pending | None
     servers: tuple[ServerStatus, ...]
-    agents: dict[int, int]  # version -> how many agents use it
+    agents: dict[int, int]  # version -> how many agents use it for all of its buckets
+    trying: int  # how many agents use the canary for its share
     last_verdict: Verdict | None
-    accepted_ms: int | None  # when the last candidate was accepted
+    served_ms: int | None  # when the last version went to all of its buckets
     evidence: Evidence | None = None  # of the open epoch, at the controller's last look
 
 
@@ -57,7 +59,7 @@ def status(
     desired = read_desired(models)
     pointers = read_pointers(store, config.kv_prefix, config.learned_policies())
     heartbeats = [beat for beat in read_heartbeats(store, config.kv_prefix) if now_ms - beat.time_ms < HEARTBEAT_MS]
-    last, accepted = _last_verdicts(models)
+    last, served = _last_verdicts(models)
     evidence = read_evidence(models)
     policies = []
     for name, pointer in pointers.items():
@@ -72,8 +74,9 @@ def status(
                 pending=state.pending,
                 servers=tuple(_server_status(server, model, timeout_s) for server in servers),
                 agents=_agents(heartbeats, name),
+                trying=_trying(heartbeats, name, pointer),
                 last_verdict=last.get(name),
-                accepted_ms=accepted.get(name),
+                served_ms=served.get(name),
                 evidence=evidence.get(name),
             )
         )
@@ -95,10 +98,14 @@ def _agents(heartbeats: Sequence[Heartbeat], policy: str) -> dict[int, int]:
     return {version: used.count(version) for version in sorted(set(used))}
 
 
+def _trying(heartbeats: Sequence[Heartbeat], policy: str, pointer: Pointer) -> int:
+    return sum(pointer.canary is not None and b.canaries.get(policy) == pointer.canary.version for b in heartbeats)
+
+
 def _last_verdicts(models: Path) -> tuple[dict[str, Verdict], dict[str, int]]:
-    last, accepted = {}, {}
+    last, served = {}, {}
     for verdict in read_verdicts(models):
         last[verdict.policy] = verdict
-        if verdict.outcome == "accepted":
-            accepted[verdict.policy] = verdict.time_ms
-    return last, accepted
+        if to_all(verdict.outcome, verdict.reason):
+            served[verdict.policy] = verdict.time_ms
+    return last, served

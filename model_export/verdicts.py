@@ -16,8 +16,9 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from model_export.checks import CANARY, Outcome, Verdict
+from model_export.checks import Outcome, Verdict
 from model_export.lease import Lease
+from model_export.served import to_all
 from pipeline import durable
 from pipeline.stores.published import verdict_key
 from pipeline.stores.store import KeyValueStore
@@ -54,7 +55,7 @@ class VerdictLog:
         """The last version that went to all of its buckets, at once or when it was promoted, and was not sent back."""
         judged = list(self._judged.get(policy, {}).values())
         sent_back = {v.version for v in judged if v.outcome == "sent_back"}
-        accepted = [v for v in judged if v.outcome == "promoted" or (v.outcome == "accepted" and v.reason != CANARY)]
+        accepted = [v for v in judged if to_all(v.outcome, v.reason)]
         return next((v.version for v in reversed(accepted) if v.version not in sent_back), None)
 
     def record(self, verdict: Verdict, lease: Lease) -> None:

@@ -24,15 +24,21 @@ _NEWEST = 20
 def versions(policy: str, models: Path, newest: int) -> None:
     """List the newest versions of POLICY: when each went out, of which candidate, and what it is loaded as."""
     from model_export.desired import read_desired
+    from model_export.served import went_out
     from pageturn.table import render
 
     state = read_desired(models)
     loaded = {}
     if state is not None and policy in state.policies:
         loaded = {entry.version: entry.role for entry in state.policies[policy].loaded}
-    accepted = [v for v in _of(policy, models) if v.outcome == "accepted"][-newest:]
-    rows = [(v.version, _when(v.time_ms), v.candidate, loaded.get(v.version or 0, "not loaded")) for v in accepted]
-    click.echo(render([("version", "accepted", "candidate", "role"), (), *rows], policy))
+    verdicts = _of(policy, models)
+    out = {each.verdict.version: _when(each.since_ms) for each in went_out(verdicts)}
+    accepted = [v for v in verdicts if v.outcome == "accepted"][-newest:]
+    rows = [
+        (v.version, _when(v.time_ms), out.get(v.version, "-"), v.candidate, loaded.get(v.version or 0, "not loaded"))
+        for v in accepted
+    ]
+    click.echo(render([("version", "accepted", "served to all", "candidate", "role"), (), *rows], policy))
 
 
 @click.command()

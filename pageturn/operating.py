@@ -114,7 +114,8 @@ def _policy_rows(policy: PolicyStatus) -> Iterator[tuple[str, str]]:
     served = "nothing: not bootstrapped" if pointer.stable is None else f"version {pointer.stable.version}"
     yield "serves", ", ".join([served, *held])
     if pointer.canary is not None:
-        yield "tries", f"version {pointer.canary.version}, on {pointer.share:.0%} of its buckets"
+        share = f"on {pointer.share:.0%} of its buckets, used by {policy.trying} agents"
+        yield "tries", f"version {pointer.canary.version}, {share}"
     yield "used by", ", ".join(f"{n} agents: version {v}" for v, n in policy.agents.items()) or "no agent"
     yield "loaded", ", ".join(f"{entry.version} ({entry.role})" for entry in policy.loaded) or "nothing"
     for server in policy.servers:

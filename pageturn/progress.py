@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, NamedTuple
 
+from model_export.served import serving
 from model_export.verdicts import read_verdicts
 from pageturn.lines import Tail
 from pageturn.measuring.asked import Learning
@@ -68,8 +69,8 @@ class Progress:
             self._learning = row
 
     def _versions(self) -> str:
-        newest = dict.fromkeys(sorted(self._config.learned_policies()), 1)
-        for verdict in read_verdicts(self._run.models):
-            if verdict.outcome == "accepted" and verdict.version:
-                newest[verdict.policy] = verdict.version
-        return ", ".join(f"{policy} {version}" for policy, version in newest.items())
+        verdicts, found = list(read_verdicts(self._run.models)), []
+        for policy in sorted(self._config.learned_policies()):
+            now = serving(verdict for verdict in verdicts if verdict.policy == policy)
+            found.append(f"{policy} {now.version if now else 1}")
+        return ", ".join(found)

@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from model_export.checks import Verdict
+from model_export.served import serving
 from model_export.verdicts import VERDICTS
 from pageturn.lines import Tail
 from pageturn.measuring.asked import Learning
@@ -186,14 +187,14 @@ class Live:
 
     def _served(self, policy: str) -> Served:
         verdicts = [verdict for verdict in self._verdicts if verdict.policy == policy]
-        accepted = [verdict for verdict in verdicts if verdict.outcome == "accepted"]
+        now = serving(verdicts)
         buckets = {bucket.name for bucket in self._config.buckets.assign if bucket.policy == policy}
         recent = [page for page in self._recent if page.bucket in buckets]
         return Served(
             policy=policy,
-            version=accepted[-1].version or 1 if accepted else 1,
-            since_ms=accepted[-1].time_ms if accepted else None,
-            accepted=len(accepted),
+            version=now.version if now else 1,
+            since_ms=now.since_ms if now else None,
+            accepted=sum(verdict.outcome == "accepted" for verdict in verdicts),
             refused=sum(verdict.outcome == "refused" for verdict in verdicts),
             by_policy=sum(page.decided_by == "policy" for page in recent) / len(recent) if recent else None,
         )

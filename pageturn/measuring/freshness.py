@@ -9,14 +9,16 @@ import numpy as np
 from msgspec import Struct
 
 from model_export.checks import Verdict, stages
+from model_export.served import Out, went_out
 from pageturn.measuring.series import Quantiles
 from pageturn.measuring.topics import Seen
-from pageturn.measuring.versions import learned_versions
+from pageturn.measuring.versions import is_learned
 
 _BINS = 40
 # window: from a click to the close of its page. join: until the page's transition is in the log. train: until a version
-# that learned from it is exported. check, publish, load: of that version (`model_export.checks.stages`).
-STAGES = ("window", "join", "train", "check", "publish", "load")
+# that learned from it is exported. check, publish, load: of that version (`model_export.checks.stages`). canary: while
+# it is on a share of its buckets.
+STAGES = ("window", "join", "train", "check", "publish", "load", "canary")
 
 
 class Histogram(Struct, frozen=True):
@@ -25,7 +27,7 @@ class Histogram(Struct, frozen=True):
 
 
 class Freshness(Struct, frozen=True):
-    """Seconds until the first accepted version that learned from it had passed its checks and was pointed to.
+    """Seconds until the first version that learned from it was served to all of its policy's buckets.
 
     A version has learned from what was ingested before its last update: the learner ingests one by one, but updates in
     rounds, after so many of them, and not before it can fill a batch.
@@ -35,7 +37,7 @@ class Freshness(Struct, frozen=True):
     page_s: Quantiles  # since a page closed
     click_s: Quantiles  # since a click on it
     stages_s: dict[str, Quantiles]  # what these go to, each by itself, in order: see STAGES
-    waiting: int  # transitions that no accepted version has learned from yet: they are in no quantile
+    waiting: int  # transitions that no version that is out has learned from yet: they are in no quantile
     pages: Histogram  # of page_s, up to its 99 % quantile
 
 
@@ -56,10 +58,11 @@ def freshness(
     history = _Rounds(rounds)
     found = []
     for policy in policies:
-        accepted = sorted((v for v in learned_versions(verdicts) if v.policy == policy), key=lambda v: v.time_ms)
-        reached = [(v, history.learned_by(v, places[v.last_transition] + 1))
-                   for v in accepted if v.last_transition in places]  # fmt: skip
-        served = [(verdict, count) for verdict, count in reached if count]
+        out = [each for each in went_out(verdicts) if each.verdict.policy == policy and is_learned(each.verdict)]
+        reached = [(each, history.learned_by(each.verdict, places[each.verdict.last_transition] + 1))
+                   for each in sorted(out, key=lambda each: each.since_ms)
+                   if each.verdict.last_transition in places]  # fmt: skip
+        served = [(each, count) for each, count in reached if count]
         if served:
             found.append(_freshness(policy, served, learnable, pages))
     return tuple(found)
@@ -98,7 +101,7 @@ def _first(places: dict[str, int], identity: str) -> bool:
 
 
 def _freshness(
-    policy: str, served: Sequence[tuple[Verdict, int]], learnable: list[_Learnable], pages: Mapping[str, Seen]
+    policy: str, served: Sequence[tuple[Out, int]], learnable: list[_Learnable], pages: Mapping[str, Seen]
 ) -> Freshness:
     """`served`: versions, and how many of the transitions each had learned from. A trainer that began anew may be
     behind: what an earlier version has learned from stays learned from."""
@@ -108,24 +111,27 @@ def _freshness(
     page_s, click_s = [], []
     stages_ms: dict[str, list[int]] = {stage: [] for stage in STAGES}
     for transition, number in zip(learned, version.tolist(), strict=True):
-        page, verdict = pages.get(transition.request_id), served[number][0]
+        page, out = pages.get(transition.request_id), served[number][0]
         if page is not None:
-            page_s.append((verdict.time_ms - page.closed_ms) / 1000)
-            click_s += [(verdict.time_ms - clicked_ms) / 1000 for clicked_ms in page.clicks_ms]
-            for stage, duration_ms in _spent(page, transition.stamp_ms, verdict):
+            page_s.append((out.since_ms - page.closed_ms) / 1000)
+            click_s += [(out.since_ms - clicked_ms) / 1000 for clicked_ms in page.clicks_ms]
+            for stage, duration_ms in _spent(page, transition.stamp_ms, out):
                 stages_ms[stage].append(duration_ms)
-    stages_s = {stage: Quantiles.of(np.array(spent) / 1000) for stage, spent in stages_ms.items()}
+    tried = any(out.tried_ms is not None for out, _ in served)
+    stages_s = {s: Quantiles.of(np.array(spent) / 1000) for s, spent in stages_ms.items() if tried or s != "canary"}
     waiting = len(learnable) - len(learned)
     return Freshness(policy, Quantiles.of(page_s), Quantiles.of(click_s), stages_s, waiting, _histogram(page_s))
 
 
-def _spent(page: Seen, stamp_ms: int, verdict: Verdict) -> Iterator[tuple[str, int]]:
+def _spent(page: Seen, stamp_ms: int, out: Out) -> Iterator[tuple[str, int]]:
     """(stage, ms) of one page, and of each click on it."""
     yield from (("window", page.closed_ms - clicked_ms) for clicked_ms in page.clicks_ms)
     yield "join", stamp_ms - page.closed_ms
-    if verdict.trace is not None:
-        yield "train", verdict.trace.exported_ms - stamp_ms
-        yield from stages(verdict.trace, verdict.time_ms).items()
+    if out.verdict.trace is not None:
+        yield "train", out.verdict.trace.exported_ms - stamp_ms
+        yield from stages(out.verdict.trace, out.verdict.time_ms).items()
+    if out.tried_ms is not None:
+        yield "canary", out.tried_ms
 
 
 def _histogram(values: Sequence[float]) -> Histogram:

@@ -74,7 +74,11 @@ def _distance(verdict: Verdict) -> float | None:
 
 
 def learned_versions(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    return [v for v in verdicts if v.outcome == "accepted" and v.tier != "bootstrap"]
+    return [v for v in verdicts if is_learned(v)]
+
+
+def is_learned(verdict: Verdict) -> bool:
+    return verdict.outcome == "accepted" and verdict.tier != "bootstrap"
 
 
 def _reasons(verdicts: Sequence[Verdict], outcome: str) -> dict[str, int]:

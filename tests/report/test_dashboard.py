@@ -55,6 +55,8 @@ def test_each_policys_version_verdicts_and_share(lively: Any) -> None:
     assert (rl_a.version, rl_a.accepted, rl_a.refused, rl_a.by_policy) == (3, 3, 1, 1.0)
     assert rl_a.since_ms == lively.start_ms + 90_000
     assert (rl_b.version, rl_b.by_policy) == (1, 0.0)  # its pages fell back
+    lively.verdict(95, "accepted", version=4, reason="canary")  # tried, and not served yet
+    assert live_of(lively, after_s=100)[0].state().policies[0].version == 3
 
 
 def test_what_visits_earn_with_an_interval(lively: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_export.checks import Check, Trace
+from model_export.checks import CANARY, Check, Trace
 from pageturn.measures import measure, rows
 from pageturn.measuring.buckets import PER_SESSION, PER_VISIT, SECOND_HALF, WHOLE
 from pageturn.measuring.parts import Life
@@ -282,6 +282,17 @@ def test_the_time_until_served_is_split_by_what_it_went_to(made: Any):
     assert spent == pytest.approx(split)
     assert sum(spent.values()) == pytest.approx(found.click_s.p50) == 19.0
     assert "  load                " in render(rows(measure(made.run)))
+
+
+def test_what_is_tried_on_a_share_is_served_when_it_is_promoted(made: Any):
+    shown_at_once(made, 2)
+    rounds_of(made, 1)
+    at = [made.start_ms + 1000 * second for second in (12, 13, 15, 18)]
+    made.verdict(20, "accepted", version=2, last_transition="p1@1", updates=8, trace=Trace(*at), reason=CANARY)
+    assert measure(made.run).freshness == ()
+    made.verdict(50, "promoted", version=2, tier="live")
+    (found,) = measure(made.run).freshness
+    assert (found.page_s.p50, found.stages_s["publish"].p50, found.stages_s["canary"].p50) == (45.0, 4.0, 30.0)
 
 
 def shown_at_once(made: Any, count: int) -> None:

@@ -46,6 +46,8 @@ def test_what_was_learned_and_published_is_that_of_the_last_round(made: Any):
     made.verdict(1, "accepted", version=2)
     made.verdict(2, "refused", reason="drift", version=3)
     assert "| 128 ingested, 32 updates | versions rl_a 2, rl_b 1 |" in progress.line()
+    made.verdict(3, "accepted", version=4, reason="canary")  # tried, and not served yet
+    assert "versions rl_a 2, rl_b 1 |" in progress.line()
     with (made.run.trainer / "metrics.jsonl").open("ab") as file:
         file.write(b'{"time_ms": 3, "trans')  # on its way to the disk
     assert "| 128 ingested, 32 updates |" in progress.line()

@@ -63,8 +63,10 @@ def test_a_new_version_is_on_its_share_first(tried: Any) -> None:
         (1, "stable"),
         (2, "canary"),
     ]
+    say(tried, FINE, FINE)
     [found] = status(tried.config, tried.store, [tried.server], tried.models, now_ms=tried.now_ms).policies
-    assert (found.pointer.canary.version, found.pointer.share) == (2, 0.2)
+    assert (found.pointer.canary.version, found.pointer.share, found.agents, found.trying) == (2, 0.2, {1: 1}, 1)
+    assert found.served_ms < verdict.time_ms  # when version 1 went out
 
 
 def test_within_its_bounds_it_goes_to_all(tried: Any) -> None:

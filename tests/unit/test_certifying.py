@@ -24,6 +24,8 @@ from pipeline.config.schema import Certification, Stream
 from pipeline.events import encode
 from pipeline.logs.log import SAMPLES, TRANSITIONS, Entry, EventLog, LogError
 from pipeline.logs.opening import open_log
+from pipeline.monitoring.catalogue import CONTROLLER
+from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DecidedBy, Decision, Ending, Impression, Item, Labels, Page, State, Transition
 from pipeline.stores.published import BOOTSTRAP, GoBack
 
@@ -182,21 +184,26 @@ def test_evidence_goes_on_where_another_controller_left_off(feed: Feed) -> None:
     assert feed.conclusions()[0].bucket.policy.units > 900
 
 
-def test_a_crash_after_the_verdict_does_what_it_says_and_judges_once(feed: Feed) -> None:
-    class Crash(Exception):
-        pass
+class Crash(Exception):
+    pass
 
+
+def crashes(feed: Feed, after: str) -> None:
     def crash(policy: str, step: str) -> None:
-        if step == "concluded":
+        if step == after:
             raise Crash
 
-    version = published(feed, 1_000)
-    feed.earn(1.0, 2.0)
     quiet, feed.world.on_step = feed.world.on_step, crash
     with pytest.raises(Crash):
         feed.run()
-    assert feed.world.pointer().stable.version == version
     feed.world.on_step = quiet
+
+
+def test_a_crash_after_the_verdict_does_what_it_says_and_judges_once(feed: Feed) -> None:
+    version = published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    crashes(feed, "concluded")
+    assert feed.world.pointer().stable.version == version
     feed.earn(5.0, 2.0)  # would be another conclusion
     feed.run()
     assert [verdict.outcome for verdict in feed.conclusions()] == ["ended"]
@@ -217,13 +224,36 @@ def test_buckets_of_another_size_begin_an_epoch_of_their_own(feed: Feed) -> None
     feed.earn(2.0, 2.0, units=400)
     assert feed.run().concluded == {}
     resized(feed.world, 4)
-    feed.run()
+    metrics = Metrics(CONTROLLER)
+    assert feed.run(metrics=metrics).concluded == {"superseded": 1}
+    assert metrics.total("verdicts", outcome="superseded", reason="buckets") == 1
     (verdict,) = feed.conclusions()
     assert (verdict.candidate, verdict.outcome, verdict.reason) == ("epoch-1", "superseded", "buckets")
     assert feed.epoch().number == 2
     assert read_evidence(feed.world.models)["rl"].policy.units == 0
     feed.run()
     assert (feed.epoch().number, len(feed.conclusions())) == (2, 1)
+
+
+def test_what_was_concluded_before_that_is_done_all_the_same(feed: Feed) -> None:
+    published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    crashes(feed, "concluded")
+    resized(feed.world, 4)
+    feed.run()
+    assert [verdict.outcome for verdict in feed.conclusions()] == ["ended"]
+    assert (feed.world.pointer().stable.version, feed.world.pointer().frozen) == (1, True)
+    assert feed.epoch().number == 2
+    assert feed.run().concluded == {}
+    assert feed.epoch().number == 2
+
+
+def test_a_crash_while_an_epoch_is_given_up_gives_up_one(feed: Feed) -> None:
+    resized(feed.world, 4)
+    crashes(feed, "superseded")
+    feed.run()
+    assert [verdict.outcome for verdict in feed.conclusions()] == ["superseded"]
+    assert feed.epoch().number == 2
 
 
 def test_an_epoch_of_before_that_was_kept_goes_on(feed: Feed) -> None:

@@ -404,7 +404,7 @@ def test_the_status_says_what_is_served_and_why(world: Any) -> None:
     assert "down:8500" in policy.servers[1].trouble
     assert policy.agents == {2: 1}
     assert policy.last_verdict.reason == "step_change"
-    assert policy.accepted_ms > 0
+    assert policy.served_ms > 0
 
 
 def test_the_status_of_an_empty_place_is_empty(world: Any) -> None:

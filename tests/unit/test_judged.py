@@ -29,11 +29,11 @@ def said(world: Any, *words: str, status: int = 0) -> str:
 
 def test_versions_with_when_what_of_and_what_as(judged: Any) -> None:
     rows = [line.split() for line in said(judged, "versions", "rl").splitlines()[-2:]]
-    assert [(row[0], row[3], row[4]) for row in rows] == [
+    assert [(row[0], row[5], row[6]) for row in rows] == [
         ("1", f"{0:012d}", "previous"),
         ("2", f"{50:012d}", "stable"),
     ]
-    assert rows[0][1] == "1970-01-01"
+    assert (rows[0][1], rows[0][1:3]) == ("1970-01-01", rows[0][3:5])
     assert said(judged, "versions", "rl", "--newest", "1").count("stable") == 1
     assert "previous" not in said(judged, "versions", "rl", "--newest", "1")
 
