@@ -46,7 +46,7 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
     try:
         candidate = read_candidate(source)
         blank = _described(blank, candidate, site)
-        if site.config.ranking is None and must_go_back(policy.pointer, candidate.gone_back):
+        if must_go_back(policy.pointer, candidate.gone_back):
             return replace(blank, outcome="kept", reason="before_rollback", detail=given_up(policy.pointer))
         if policy.pointer.frozen:
             return replace(blank, outcome="kept", reason="frozen", detail="publishing is frozen until it is released")

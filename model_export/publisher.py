@@ -188,7 +188,7 @@ def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Po
         if now.frozen and now.stable is not None:
             message = "publishing was frozen while the version was loading"
             raise Kept(message, "frozen")
-        if site.config.ranking is None and must_go_back(now, candidate.gone_back) and now.stable is not None:
+        if must_go_back(now, candidate.gone_back) and now.stable is not None:
             message = "the policy was rolled back, and released, while the version was loading"
             raise Kept(message, "before_rollback")
         rules = site.config.publish.canary

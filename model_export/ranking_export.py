@@ -28,7 +28,6 @@ from pipeline.features.candidates import item_inputs
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.drn.served import ServedRankers
 from pipeline.learning.drn.training import RankingTraining
-from pipeline.stores.published import candidate_id
 
 _log = logging.getLogger(__name__)
 
@@ -97,11 +96,11 @@ def _asked(training: RankingTraining, snapshot: Snapshot, model: ServedRankers) 
 
 
 def _candidate(training: RankingTraining, policy: str, snapshot: Snapshot, found: _Asked, created_ms: int) -> Candidate:
-    config, progress, standing = training.config, training.progress, training.methods[policy].standing
+    config, progress = training.config, training.progress
     losses = {name.removesuffix(f"/{policy}"): x for name, x in training.losses.items() if name.endswith(f"/{policy}")}
     best = [max(probe.q) for probe in found.probes]
     return Candidate(
-        id=candidate_id(standing.version, training.run_id),
+        id=training.candidate_of(policy),
         policy=policy,
         model_name=config.model_name(policy),
         config_sha=training.encoder.config_sha,
@@ -120,6 +119,7 @@ def _candidate(training: RankingTraining, policy: str, snapshot: Snapshot, found
         probes=found.probes,
         explorers=snapshot.explorers,
         decided=training.latest[policy],
+        gone_back=progress.gone_back.get(policy, 0),
     )
 
 

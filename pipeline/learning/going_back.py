@@ -2,8 +2,9 @@
 features and the choice of a seed. The log's positions, the replay and the counters stay where they are. Without that a
 policy that was rolled back would be published again as it was.
 
-All policies go back together: they share a tower, and the one whose rollback it was is what it was only with the tower
-of then. What is served of the others stays; their next candidates begin from a little earlier.
+Policies that share a tower go back together: the one whose rollback it was is what it was only with the tower of then.
+What is served of the others stays; their next candidates begin from a little earlier. A policy that ranks items shares
+nothing, and goes back alone.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from pipeline.learning.carrying import carry_over
 from pipeline.learning.checkpoint import Loaded
+from pipeline.learning.drn.training import RankingTraining
 from pipeline.learning.errors import CheckpointError
-from pipeline.learning.learners import learner_of
 from pipeline.learning.past import Past
-from pipeline.learning.progress import check_identity, decode_saved, former_config, identity
-from pipeline.learning.training import Training
+from pipeline.learning.progress import decode_saved
+from pipeline.learning.resuming import AnyTraining, become
 from pipeline.monitoring.metrics import Metrics
 from pipeline.stores.published import (
     BOOTSTRAP,
@@ -34,15 +35,23 @@ from pipeline.stores.store import KeyValueStore, StoreError
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 
+Requests = Mapping[str, GoBack]  # by policy
 Numbers = Mapping[str, int]  # policy -> of the requests to go back, the last that was followed
+
+
+class _Group(NamedTuple):
+    """Policies that go back together."""
+
+    policies: tuple[str, ...]
+    past: Past
 
 
 class GoingBack:
     """Follows the requests of one trainer. Without a store there are none."""
 
-    def __init__(self, training: Training, directory: Path, store: KeyValueStore | None, metrics: Metrics) -> None:
+    def __init__(self, training: AnyTraining, directory: Path, store: KeyValueStore | None, metrics: Metrics) -> None:
         self._training, self._store, self._metrics = training, store, metrics
-        self._past = Past(directory)
+        self._groups = _groups(training, directory)
         for outcome in ("restored", "lost"):  # before a counter is there Prometheus sees no event
             metrics.count("went_back", 0, outcome=outcome)
         self._looked_s: float | None = None
@@ -54,13 +63,15 @@ class GoingBack:
         training = self._training
         if self._store is None or not training.progress.ingested:
             return
-        self._past.add(candidate_id(training.progress.ingested, training.run_id), checkpoint)
+        for group in self._groups:
+            group.past.add(_candidate(training, group.policies[0]), checkpoint)
         try:
             named = read_candidates(self._store, training.config.kv_prefix, training.config.learned_policies())
         except StoreError as error:
             _log.warning("candidates that a rollback may go to: %s; none is forgotten", error)
             return
-        self._past.keep_only({candidate for of_policy in named.values() for candidate in of_policy.values()})
+        for group in self._groups:
+            group.past.keep_only({candidate for policy in group.policies for candidate in named[policy].values()})
 
     def look(self) -> bool:
         """Whether the learner has gone back: then it is to be checkpointed at once."""
@@ -72,10 +83,10 @@ class GoingBack:
         if not self._has_learned:  # nothing that could be given up
             self._has_learned = True
             self._acknowledge(asked)
-        new = {policy: back for policy, back in asked.items() if self._is_new(policy, back)}
-        return bool(new) and self._follow(asked, new)
+        gone = [self._follow_of(group, asked) for group in self._groups]
+        return any(gone)
 
-    def _asked(self, store: KeyValueStore) -> dict[str, GoBack]:
+    def _asked(self, store: KeyValueStore) -> Requests:
         config = self._training.config
         try:
             pointers = read_pointers(store, config.kv_prefix, config.learned_policies())
@@ -84,13 +95,18 @@ class GoingBack:
             return {}
         return {policy: p.back for policy, p in pointers.items() if p.back is not None and must_go_back(p, 0)}
 
+    def _follow_of(self, group: _Group, asked: Requests) -> bool:
+        of_it = {policy: back for policy, back in asked.items() if policy in group.policies}
+        new = {policy: back for policy, back in of_it.items() if self._is_new(policy, back)}
+        return bool(new) and self._follow(group, of_it, new)
+
     def _is_new(self, policy: str, back: GoBack) -> bool:
         return back.number > self._training.progress.gone_back.get(policy, 0) and self._in_vain.get(policy) != back
 
-    def _follow(self, asked: Mapping[str, GoBack], new: Mapping[str, GoBack]) -> bool:
+    def _follow(self, group: _Group, asked: Requests, new: Requests) -> bool:
         try:
-            target = chosen(asked, new, self._followed_by)
-            self._become(target)
+            target = chosen(asked, new, lambda candidate: _followed_by(group, candidate))
+            become(self._training, None if target == BOOTSTRAP else _find(group, target), group.policies)
         except CheckpointError as error:
             _log.error(
                 "%s; the learner stays as it is, and nothing of it is published until an operator says so", error
@@ -103,37 +119,39 @@ class GoingBack:
         _log.info("went back to candidate %s, as asked for %s; the log goes on from here", target, ", ".join(new))
         return True
 
-    def _acknowledge(self, asked: Mapping[str, GoBack]) -> None:
+    def _acknowledge(self, asked: Requests) -> None:
         self._training.progress.gone_back.update({policy: back.number for policy, back in asked.items()})
 
-    def _become(self, candidate: str) -> None:
-        training = self._training
-        learner = learner_of(training.config)
-        saved = None
-        if candidate != BOOTSTRAP:
-            loaded = self._find(candidate)
-            saved = decode_saved(loaded.state, str(loaded.path))
-            former = former_config(saved, training.config)
-            check_identity(saved, identity(former, training.round_size), str(loaded.path))
-            carry_over(learner, loaded, training.config, former, saved.policies)
-        for mine, theirs in zip(training.learner.variables, learner.variables, strict=True):
-            mine.assign(theirs)
-        training.go_back(saved)
 
-    def _find(self, candidate: str) -> Loaded:
-        loaded = self._past.find(candidate)
-        if loaded is None:
-            msg = f"candidate {candidate}: what the learner was then is no longer kept, or was another trainer's"
-            raise CheckpointError(msg)
-        return loaded
-
-    def _followed_by(self, candidate: str) -> Numbers:
-        """The requests that it had followed when it was made."""
-        loaded = self._find(candidate)
-        return decode_saved(loaded.state, str(loaded.path)).progress.gone_back
+def _groups(training: AnyTraining, directory: Path) -> tuple[_Group, ...]:
+    policies = training.config.learned_policies()
+    if isinstance(training, RankingTraining):
+        return tuple(_Group((policy,), Past(directory / policy)) for policy in policies)
+    return (_Group(policies, Past(directory)),)
 
 
-def chosen(asked: Mapping[str, GoBack], new: Mapping[str, GoBack], followed_by: Callable[[str], Numbers]) -> str:
+def _candidate(training: AnyTraining, policy: str) -> str:
+    """The id of what is to be handed out."""
+    if isinstance(training, RankingTraining):
+        return training.candidate_of(policy)
+    return candidate_id(training.progress.ingested, training.run_id)
+
+
+def _find(group: _Group, candidate: str) -> Loaded:
+    loaded = group.past.find(candidate)
+    if loaded is None:
+        msg = f"candidate {candidate}: what the learner was then is no longer kept, or was another trainer's"
+        raise CheckpointError(msg)
+    return loaded
+
+
+def _followed_by(group: _Group, candidate: str) -> Numbers:
+    """The requests that the learner had followed when it made this one."""
+    loaded = _find(group, candidate)
+    return decode_saved(loaded.state, str(loaded.path)).progress.gone_back
+
+
+def chosen(asked: Requests, new: Requests, followed_by: Callable[[str], Numbers]) -> str:
     """The candidate to go back to: the oldest of those that are newly asked for, and older still where that one holds
     what another policy has given up since."""
     target = min(back.candidate for back in new.values() if back.candidate is not None)

@@ -6,11 +6,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.learning.progress import Saved
 from pipeline.learning.replay import Origins
 from pipeline.logs.log import TRANSITIONS, EventLog, Record
 from pipeline.logs.reading import read_on
 
 _READ_AT_ONCE = 512
+
+
+def origins_of(saved: Saved) -> Origins:
+    return Origins(np.frombuffer(saved.partitions, "<i4"), np.frombuffer(saved.offsets, "<i8"))
+
+
+def held_out_origins_of(saved: Saved) -> Origins:
+    return Origins(np.frombuffer(saved.held_out_partitions, "<i4"), np.frombuffer(saved.held_out_offsets, "<i8"))
 
 
 def reread(log: EventLog, origins: Origins) -> Iterator[Record | None]:

@@ -30,7 +30,7 @@ from pipeline.learning.going_back import GoingBack
 from pipeline.learning.merging import MergedReader
 from pipeline.learning.metrics import MetricsFile, measured, show
 from pipeline.learning.progress import Progress
-from pipeline.learning.resuming import go_on
+from pipeline.learning.resuming import AnyTraining, go_on
 from pipeline.learning.summaries import Summaries
 from pipeline.learning.together import Team, WorkerError, check_can_learn_together, of_chief, packed, unpack
 from pipeline.learning.training import ROUND_SIZE, Training
@@ -59,7 +59,6 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-AnyTraining = Training | RankingTraining
 Export = Callable[[Any, int], object]  # (what was learned, created_ms)
 
 
@@ -146,8 +145,7 @@ class _Run:
         self._durable = self._marks() if self._number else None  # of the newest checkpoint
         self._exported_ms = job.clock_ms()
         self._stamps_ms: deque[int] = deque(maxlen=_STAMPS)  # of what was learned from since the last candidate
-        asking = job.store if job.config.ranking is None else None  # who ranks items does not go back
-        self._back = GoingBack(self.training, job.work_dir / "handed_out", asking, job.metrics)
+        self._back = GoingBack(self.training, job.work_dir / "handed_out", job.store, job.metrics)
 
     def follow(self) -> None:
         job, reader = self._job, self._reader()

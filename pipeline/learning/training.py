@@ -29,7 +29,7 @@ from pipeline.learning.intake import Intake, refused
 from pipeline.learning.learner import Learner
 from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, described, former_config, identity
-from pipeline.learning.replay import Origins
+from pipeline.learning.rereading import origins_of
 from pipeline.learning.rollouts import RolloutFeeding
 from pipeline.logs.log import Record
 from pipeline.records import DeadLetter, State, Transition
@@ -250,7 +250,7 @@ class Training:
             self._put_back(record, False)
         return expected - found
 
-    def go_back(self, saved: Saved | None) -> None:
+    def go_back(self, saved: Saved | None, policies: tuple[str, ...]) -> None:
         """What goes with the weights that the learner was given: a checkpoint's, or (None) those of a fresh one, whose
         actors wait as at first. What was learned before is not handed out any more."""
         if saved is None:
@@ -289,15 +289,7 @@ class Training:
         return True
 
 
-def held_out_origins_of(saved: Saved) -> Origins:
-    return Origins(np.frombuffer(saved.held_out_partitions, "<i4"), np.frombuffer(saved.held_out_offsets, "<i8"))
-
-
 def _feeding(config: FeatureConfig, encoder: Encoder, round_size: int) -> Feeding:
     if isinstance(config.algorithm, OnPolicy):
         return RolloutFeeding(config, encoder)
     return ReplayFeeding(config, encoder, round_size)
-
-
-def origins_of(saved: Saved) -> Origins:
-    return Origins(np.frombuffer(saved.partitions, "<i4"), np.frombuffer(saved.offsets, "<i8"))

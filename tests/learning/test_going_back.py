@@ -138,7 +138,7 @@ def test_how_long_each_transition_waited_for_a_candidate_is_told(bench: Bench) -
 def test_what_was_learned_before_is_not_handed_out_as_if_it_were_new(bench: Bench) -> None:
     training = Training(bench.config, Encoder(bench.config))
     training.progress.ingested, training.progress.exported = 7, 5
-    training.go_back(None)
+    training.go_back(None, ("p1",))
     assert training.news == 0
 
 

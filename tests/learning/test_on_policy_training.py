@@ -21,8 +21,9 @@ from pipeline.events import encode
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.progress import Progress
+from pipeline.learning.rereading import origins_of
 from pipeline.learning.trainer import Pace, train
-from pipeline.learning.training import Training, origins_of
+from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import TRANSITIONS, Entry, Record
 from pipeline.records import Action, DecidedBy, Decision, Transition

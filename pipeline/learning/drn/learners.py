@@ -42,6 +42,10 @@ class Learners(tf.Module):
         """Those that say 0 of everything."""
         return dict(self._fresh)
 
+    def of(self, policy: str) -> list[tf.Variable]:
+        """All that is the policy's, its optimisers among it."""
+        return [v for kind in (self.major, self.minor) if policy in kind for v in kind[policy].variables]
+
     def streamed(
         self, policy: str, weights: Weights, history: History, numbers: np.ndarray, snapshot: Snapshot
     ) -> Trained | None:

@@ -61,6 +61,12 @@ class Method:
             self.standing = structs.replace(self.standing, version=1, noise=noise, heard=heard)
         self.standing = structs.replace(self.standing, handed_ms=now_ms)
 
+    def go_back(self, weights: Weights) -> None:
+        """To these, under a number that no version had: what is tried beside them is new. Explorers of what was given
+        up, and a trial, end without a verdict."""
+        standing = self.standing
+        self.standing = self._next(standing.handed_ms, weights, None, standing.major_ms, True)
+
     # What users say --------------------------------------------------------------------------------------------------
 
     def hear(self, page: Page, now_ms: int) -> None:
@@ -114,7 +120,7 @@ class Method:
         return updates
 
     def _next(
-        self, now_ms: int, weights: Weights, trial: Weights | None, major_ms: int | None, changed: bool
+        self, now_ms: int | None, weights: Weights, trial: Weights | None, major_ms: int | None, changed: bool
     ) -> Standing:
         """Without anything new the version in use stays."""
         before = self.standing

@@ -37,6 +37,7 @@ from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved
 from pipeline.logs.log import SAMPLES, Record
 from pipeline.ranking.updates import Update
 from pipeline.records import DeadLetter, Item, Page, State, Transition
+from pipeline.stores.published import candidate_id
 
 _ROUND = 64  # pages, between lines of the metrics
 _PROBES_KEPT = 16  # per probe
@@ -217,6 +218,19 @@ class RankingTraining:
         parts = {**self.identity, "first transition": self.progress.first_transition}
         return xxhash.xxh32_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
+    def candidate_of(self, policy: str) -> str:
+        """The id of what is to be handed out."""
+        return candidate_id(self.methods[policy].standing.version, self.run_id)
+
+    def go_back(self, saved: Saved | None, policies: tuple[str, ...]) -> None:
+        """What goes with the optimisers that these policies' learners were given: a checkpoint's weights, or (None) the
+        first ones. What is known of features is the other policies', too, and stays; so do the pages: those that were
+        streamed since are not streamed again, but drawn in major updates."""
+        then = _standings(saved) if saved else {}
+        for policy in policies:
+            self.methods[policy].go_back(then[policy][0].weights if then else self.learner.fresh(policy))
+            self._streamed[policy], self.latest[policy] = self.feeding.added, ()
+
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def saved(self) -> Saved:
@@ -249,9 +263,8 @@ class RankingTraining:
         }
         self.snapshot = Snapshot.from_bytes(saved.snapshot, self.config)
         self._intake = Intake(saved.recent)
-        standings = msgspec.msgpack.decode(saved.ranking, type=dict[str, tuple[bytes, int, tuple[Update, ...]]])
-        for policy, (standing, streamed, latest) in standings.items():
-            self.methods[policy].standing = decode_standing(standing)
+        for policy, (standing, streamed, latest) in _standings(saved).items():
+            self.methods[policy].standing = standing
             self._streamed[policy], self.latest[policy] = streamed, latest
         expected = len(saved.offsets) // 8
         self.feeding.start_at(saved.rows - expected)
@@ -266,3 +279,8 @@ class RankingTraining:
             return False
         self._remember(page, transition, record)
         return True
+
+
+def _standings(saved: Saved) -> dict[str, tuple[Standing, int, tuple[Update, ...]]]:
+    found = msgspec.msgpack.decode(saved.ranking, type=dict[str, tuple[bytes, int, tuple[Update, ...]]])
+    return {policy: (decode_standing(standing), *rest) for policy, (standing, *rest) in found.items()}
