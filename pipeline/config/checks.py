@@ -204,6 +204,7 @@ _RULES: tuple[Callable[[FeatureConfig], Findings], ...] = (
     feature_checks.feature_names,
     feature_checks.unused_tables,
     feature_checks.capacities,
+    feature_checks.fading_tables,
     _action_names,
     _fusion,
     _reward_weights,

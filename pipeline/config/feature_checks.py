@@ -9,6 +9,7 @@ from pipeline.config.problems import closest, suggestion
 from pipeline.config.schema import (
     Bits,
     Dense,
+    Drn,
     DynamicVocabulary,
     ExternalTable,
     Feature,
@@ -16,6 +17,7 @@ from pipeline.config.schema import (
     GraphTable,
     HashedId,
     IdFeature,
+    QLearning,
     Sequence,
 )
 
@@ -117,6 +119,22 @@ def capacities(config: FeatureConfig) -> Findings:
     for name, table in config.embeddings.items():
         if isinstance(table, GraphTable) and isinstance(table.vocabulary, DynamicVocabulary):
             yield from _capacity(name, table.vocabulary)
+
+
+def fading_tables(config: FeatureConfig) -> Findings:
+    """Whoever hands a row on has to clear what was learned of it, wherever that is."""
+    for name, table in config.embeddings.items():
+        if not isinstance(table, GraphTable) or not isinstance(table.vocabulary, DynamicVocabulary):
+            continue
+        path = ("embeddings", name, "vocabulary", "half_life")
+        if table.vocabulary.half_life is None:
+            continue
+        if isinstance(config.algorithm, Drn | QLearning):
+            yield Finding(path, "is for learners with one network of embeddings, not for drn or q_learning")
+        if any(isinstance(f, HashedId) and f.name == name for f in all_read(config.features)):
+            yield Finding(
+                path, f'needs a name of its own: the hashed_id feature "{name}" has a table that is called so'
+            )
 
 
 def _capacity(table: str, vocabulary: DynamicVocabulary) -> Findings:

@@ -31,11 +31,17 @@ from pipeline.config.values import Value as _Value
 
 
 class DynamicVocabulary(_Value, frozen=True, tag_field="kind", tag="dynamic"):
-    """Ids earn a row by being seen; row 0 is padding, row 1 missing, then `oov_buckets` rows, then ids."""
+    """Ids earn a row by being seen; row 0 is padding, row 1 missing, then `oov_buckets` rows, then ids.
+
+    Without a half-life a row is its id's for good, and a full vocabulary admits no other. With one a sight of an id
+    counts half after so many transitions, and where no row is free an id takes that of the least frequent one, once it
+    is twice as frequent. It begins with the row that served it before: that of its out-of-vocabulary bucket.
+    """
 
     capacity: Count
     min_count: Count = 1
     oov_buckets: Count = 1
+    half_life: Count | None = None  # transitions
 
 
 class RangeVocabulary(_Value, frozen=True, tag_field="kind", tag="range"):

@@ -25,7 +25,7 @@ from pipeline.config.schema import (
 DENSE = "dense"
 PAD_ROW, MISSING_ROW, FIRST_OOV_ROW = 0, 1, 2  # of a graph table
 RANGE_OOV_ROWS = 1
-_LATER = frozenset({"quantile"})  # keys that came after configs were in use: these keep their hash
+_LATER = frozenset({"quantile", "half_life"})  # keys that came after configs were in use: these keep their hash
 HASHED_MISSING_ROW = 0
 
 

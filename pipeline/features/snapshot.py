@@ -48,7 +48,7 @@ def _frozen(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
 class Snapshot:
     config_sha: str
     moments: Mapping[str, Moments]  # by feature with a z-score
-    vocabularies: Mapping[str, np.ndarray] = field(repr=False)  # by table: id hashes in order of admission, uint64
+    vocabularies: Mapping[str, np.ndarray] = field(repr=False)  # by table: id hashes by row, uint64
     epochs: Mapping[str, str]  # by external table
     explorers: tuple[Explorer, ...] = ()  # what is served beside the weights, in the order of the model's output
     # by feature with quantiles: what ends its bins, float64 [bins + 1]; [0] where too few values were seen

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from pipeline.config.schema import FeatureConfig, Quantile
 from pipeline.features.changing import Change
+from pipeline.features.decaying import Counted, DecayingVocabulary
 from pipeline.features.errors import SnapshotError
 from pipeline.features.inputs import config_sha, epochs, quantiles, vocabularies
 from pipeline.features.layout import Layout
@@ -26,6 +27,7 @@ class _Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     moments: dict[str, Moments]
     vocabularies: dict[str, tuple[bytes, bytes, bytes]]
     sketches: dict[str, Dump] = {}
+    decaying: dict[str, Counted] = {}
 
 
 class Statistics:
@@ -40,9 +42,12 @@ class Statistics:
         self._quantiles = quantiles(config)
         self._sketch_columns = {f.name: i for i, f in enumerate(layout.dense) if f.quantile is not None}
         self._sketches = {name: Sketch() for name in self._quantiles}
-        self._vocabularies = {name: Vocabulary(v) for name, v in vocabularies(config).items()}
+        rules = vocabularies(config)
+        self._vocabularies = {name: Vocabulary(v) for name, v in rules.items() if v.half_life is None}
+        self._rules = {name: v for name, v in rules.items() if v.half_life is not None}
+        self._decaying = {name: DecayingVocabulary(v) for name, v in self._rules.items()}
         self._hash_columns = {
-            table: [i for i, f in enumerate(layout.hashes) if f.embedding == table] for table in self._vocabularies
+            table: [i for i, f in enumerate(layout.hashes) if f.embedding == table] for table in rules
         }
 
     @property
@@ -61,9 +66,13 @@ class Statistics:
             self._sketches[name].add(dense[column])
         for table, vocabulary in self._vocabularies.items():
             vocabulary.count(rows["hashes"][:, self._hash_columns[table]].ravel().tolist())
+        for table, decaying in self._decaying.items():
+            for ids in rows["hashes"][:, self._hash_columns[table]].tolist():
+                decaying.count(ids)
 
     def freeze(self) -> Snapshot:
         known = {table: vocabulary.hashes() for table, vocabulary in self._vocabularies.items()}
+        known |= {table: vocabulary.hashes() for table, vocabulary in self._decaying.items()}
         knots = {name: self._knots(name, rule) for name, rule in self._quantiles.items()}
         return Snapshot(self._config_sha, dict(self._moments), known, self._epochs, quantiles=knots)
 
@@ -78,13 +87,15 @@ class Statistics:
         other._moments |= {name: self._moments[name] for name in kept}
         other._sketches |= {n: s for n, s in self._sketches.items() if n in change.stays & other._sketches.keys()}
         other._vocabularies |= {t: v for t, v in self._vocabularies.items() if t in change.tables}
+        other._decaying |= {t: v for t, v in self._decaying.items() if t in change.tables}
         return other
 
     def to_bytes(self) -> bytes:
         """For the trainer's checkpoint: everything, exactly."""
         tables = {table: vocabulary.dump() for table, vocabulary in self._vocabularies.items()}
         sketches = {name: sketch.dump() for name, sketch in self._sketches.items()}
-        wire = _Wire("pageturn-statistics", 1, self._config_sha, self._moments, tables, sketches)
+        decaying = {table: vocabulary.dump() for table, vocabulary in self._decaying.items()}
+        wire = _Wire("pageturn-statistics", 1, self._config_sha, self._moments, tables, sketches, decaying)
         return msgspec.msgpack.encode(wire, order="sorted")
 
     @classmethod
@@ -100,14 +111,16 @@ class Statistics:
             expected, found = statistics._config_sha[:12], wire.config_sha[:12]
             msg = f"expected statistics of config {expected}, found those of {found}"
             raise SnapshotError(msg)
-        expected_of = [*statistics._columns, *statistics._sketches, *statistics._vocabularies]
-        if {*wire.moments, *wire.sketches, *wire.vocabularies} != {*expected_of}:
-            msg = f"expected statistics of {expected_of}, found others"
+        parts = statistics._columns, statistics._sketches, statistics._vocabularies, statistics._decaying
+        expected_of = [sorted(part) for part in parts]
+        if expected_of != [sorted(part) for part in (wire.moments, wire.sketches, wire.vocabularies, wire.decaying)]:
+            msg = f"expected statistics of {[name for part in expected_of for name in part]}, found others"
             raise SnapshotError(msg)
         statistics._moments = {name: wire.moments[name] for name in statistics._moments}
         statistics._sketches = {name: Sketch(wire.sketches[name]) for name in statistics._sketches}
         for table, dump in wire.vocabularies.items():
             statistics._vocabularies[table].load(*_read_dump(table, *dump))
+        statistics._decaying = {t: DecayingVocabulary(v, wire.decaying[t]) for t, v in statistics._rules.items()}
         return statistics
 
 

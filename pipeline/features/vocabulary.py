@@ -13,6 +13,11 @@ _CANDIDATES_PER_ROW = 4
 _LEAST_CANDIDATES = 1024
 
 
+def most_candidates(config: DynamicVocabulary) -> int:
+    """How many ids without a row are counted."""
+    return max(_CANDIDATES_PER_ROW * config.capacity, _LEAST_CANDIDATES)
+
+
 class Vocabulary:
     """Ids are 64-bit hashes; 0 is a missing id and not counted.
 
@@ -23,7 +28,7 @@ class Vocabulary:
     def __init__(self, config: DynamicVocabulary) -> None:
         self._room = config.capacity - first_id_row(config)
         self._min_count = config.min_count
-        self._limit = max(_CANDIDATES_PER_ROW * config.capacity, _LEAST_CANDIDATES)
+        self._limit = most_candidates(config)
         self._admitted: dict[int, None] = {}  # in order of admission
         self._candidates: dict[int, int] = {}  # counts, in order of first appearance
 

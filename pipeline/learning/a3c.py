@@ -25,7 +25,7 @@ class A3c(A2c):
         super().__init__(config, "a3c")
         draw = drawing(config.algorithm.all_seeds)
         self._working = PolicyValue(config, draw, len(config.learned_policies()))  # of the worker whose turn it is
-        self.copies = [[tf.Variable(v) for v in self._working.variables] for _ in range(config.algorithm.workers)]
+        self.copies = [[_copy(v) for v in self._working.variables] for _ in range(config.algorithm.workers)]
 
     @property
     def _used(self) -> PolicyValue:
@@ -37,6 +37,11 @@ class A3c(A2c):
         lesson = super().learn(pages, turn)
         _assign(copy, self.networks.variables)
         return lesson
+
+
+def _copy(variable: tf.Variable) -> tf.Variable:
+    """Under its name: where features change, or rows of a table, it goes the way of what it is a copy of."""
+    return tf.Variable(variable, name=variable.name.removesuffix(":0"))
 
 
 def _assign(these: list[tf.Variable], those: list[tf.Variable]) -> None:

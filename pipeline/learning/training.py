@@ -31,6 +31,7 @@ from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, described, former_config, identity
 from pipeline.learning.rereading import origins_of
 from pipeline.learning.rollouts import RolloutFeeding
+from pipeline.learning.tables import Tables
 from pipeline.logs.log import Record
 from pipeline.records import DeadLetter, State, Transition
 
@@ -69,6 +70,7 @@ class Training:
         self._workers = 1 if feeding is None else feeding.shares
         self.holdout = Holdout(config, encoder)
         self._statistics = Statistics(config)
+        self._tables = Tables(config, self.learner)
         self._intake = Intake()
         self._policies = config.learned_policies()
         kept = config.publish.probes * _STATES_PER_PROBE
@@ -113,7 +115,8 @@ class Training:
     # Learning --------------------------------------------------------------------------------------------------------
 
     def _round(self) -> None:
-        self.snapshot = self._statistics.freeze()
+        before, self.snapshot = self.snapshot, self._statistics.freeze()
+        self._tables.hand_over(before, self.snapshot)
         explored, enough = self.progress.explored, self.config.algorithm.actor_after
         active = np.array([explored.get(policy, 0) >= enough for policy in self._policies])
         history = self.feeding.learn(self.learner, self.snapshot, self.progress, active)

@@ -45,7 +45,7 @@ CONFIG = FeatureConfig(
     name="feed",
     kv_prefix="t",
     features=(Dense("x", "user.x", zscore=ZScore(min_count=5)), IdFeature("city", "user.city", "cities")),
-    embeddings={"cities": GraphTable(2, Dynamic(12, min_count=2))},
+    embeddings={"cities": GraphTable(2, Dynamic(12, min_count=2, half_life=40))},
     fusion=PayPlusAPhi(1.0),
     action=(ActionDimension("a", baseline=1.0, range=(0.0, 2.0)),),
     reward=Reward({"click": 1.0}),

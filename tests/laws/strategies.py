@@ -137,7 +137,8 @@ def _range_vocabularies() -> st.SearchStrategy[RangeVocabulary]:
 @st.composite
 def _dynamic_vocabularies(draw: st.DrawFn) -> DynamicVocabulary:
     oov = draw(st.integers(1, 3))
-    return DynamicVocabulary(draw(st.integers(oov + 3, oov + 8)), draw(st.integers(1, 3)), oov)
+    half_life = draw(st.none() | st.integers(1, 20))
+    return DynamicVocabulary(draw(st.integers(oov + 3, oov + 8)), draw(st.integers(1, 3)), oov, half_life)
 
 
 @st.composite

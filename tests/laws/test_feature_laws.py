@@ -14,6 +14,7 @@ from pipeline.config.checks import check
 from pipeline.config.reading import parse_config
 from pipeline.config.schema import DynamicVocabulary, FeatureConfig
 from pipeline.events import encode
+from pipeline.features.decaying import DecayingVocabulary
 from pipeline.features.encoder import Encoder, Prepared
 from pipeline.features.inputs import model_inputs, table_rows
 from pipeline.features.moments import Moments
@@ -156,7 +157,7 @@ def test_statistics_do_not_depend_on_chunks(drawn: tuple[FeatureConfig, list[Sta
 
 @moderate
 @given(configs_and_states(min_size=2))
-def test_rows_of_known_ids_never_change(drawn: tuple[FeatureConfig, list[State]]) -> None:
+def test_rows_of_known_ids_never_change_where_counts_do_not_fade(drawn: tuple[FeatureConfig, list[State]]) -> None:
     config, raw = drawn
     encoder = Encoder(config, HashedVectors(config))
     statistics = Statistics(config)
@@ -164,6 +165,8 @@ def test_rows_of_known_ids_never_change(drawn: tuple[FeatureConfig, list[State]]
     for state in raw:
         statistics.update(encoder.prepare(state).row)
         for table, hashes in statistics.freeze().vocabularies.items():
+            if config.embeddings[table].vocabulary.half_life is not None:
+                continue
             before = known.get(table, [])
             assert hashes[: len(before)].tolist() == before
             known[table] = hashes.tolist()
@@ -264,3 +267,47 @@ def test_ids_are_admitted_in_the_order_in_which_they_reached_min_count(
         if each and each not in reached and ids[: i + 1].count(each) == min_count:
             reached.append(each)
     assert vocabulary.hashes().tolist() == reached[: capacity - 3]
+
+
+class Naive:
+    """The rules of a vocabulary that fades, with nothing that makes them fast."""
+
+    def __init__(self, room: int, min_count: int, half_life: int) -> None:
+        self.room, self.enough, self.half_life = room, min_count - 0.5, half_life
+        self.rows: list[int] = []
+        self.counts: dict[int, float] = {}
+        self.transitions = 0
+
+    def count(self, ids: list[int]) -> None:
+        weight = 2.0 ** (self.transitions % self.half_life / self.half_life)
+        for h in filter(None, ids):
+            self.counts[h] = self.counts.get(h, 0.0) + weight
+            if h not in self.rows and self.counts[h] >= self.enough * weight:
+                self.place(h)
+        self.transitions += 1
+        if self.transitions % self.half_life == 0:
+            self.counts = {h: count / 2 for h, count in self.counts.items()}
+
+    def place(self, h: int) -> None:
+        if len(self.rows) < self.room:
+            self.rows.append(h)
+            return
+        least = min(self.rows, key=lambda each: (self.counts[each], each))
+        if self.counts[h] > 2 * self.counts[least]:
+            self.rows[self.rows.index(least)] = h
+
+
+@moderate
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=60), st.integers(1, 3), st.integers(4, 8), st.data())
+def test_rows_pass_on_by_the_rules_and_also_after_a_restart(
+    transitions: list[list[int]], min_count: int, capacity: int, data: st.DataObject
+) -> None:
+    config = DynamicVocabulary(capacity, min_count, 1, half_life=data.draw(st.integers(1, 30)))
+    naive, vocabulary = Naive(capacity - 3, min_count, config.half_life), DecayingVocabulary(config)
+    restart_at = data.draw(st.integers(0, 60))
+    for i, ids in enumerate(transitions):
+        naive.count(ids)
+        vocabulary.count(ids)
+        if i == restart_at:
+            vocabulary = DecayingVocabulary(config, vocabulary.dump())
+        assert vocabulary.hashes().tolist() == naive.rows
