@@ -32,7 +32,7 @@ CONFIG = """
 schema_version: 1
 name: feed
 kv_prefix: t
-embeddings: {city: {lookup: graph, dim: 2, vocabulary: {kind: dynamic, capacity: 12, min_count: 2}}}
+embeddings: {city: {lookup: graph, dim: 2, vocabulary: {kind: dynamic, capacity: 12, min_count: 2, half_life: 40}}}
 features:
   - {name: x, kind: dense, source: user.x, zscore: {min_count: 5}}
   - {name: city, kind: id, source: user.city, embedding: city}
