@@ -111,6 +111,7 @@ class World:
         self.models.mkdir()
         self.url = folder / "store.sqlite"
         self.now_ms = 1_000_000
+        self.states = STATES  # that candidates are probed with
         self.store = SqliteStore(self.url, clock_ms=lambda: self.now_ms)
         self.server = FakeServer(self.models)
         self.servers = [self.server]
@@ -143,8 +144,8 @@ class World:
 
     def probes(self, snapshot: Snapshot, bias: float, slope: float, config: FeatureConfig) -> tuple[Probe, ...]:
         encoder = Encoder(config)
-        dense = encoder.finish(encoder.stack([encoder.prepare(s) for s in STATES]), snapshot)["dense"]
-        return tuple(Probe(s, (bias + slope * float(x),)) for s, x in zip(STATES, dense[:, 0], strict=True))
+        dense = encoder.finish(encoder.stack([encoder.prepare(s) for s in self.states]), snapshot)["dense"]
+        return tuple(Probe(s, (bias + slope * float(x),)) for s, x in zip(self.states, dense[:, 0], strict=True))
 
     def bootstrap(self, **arguments: Any) -> DesiredState:
         if not (self.staging / "rl" / f"{0:012d}").exists():
