@@ -128,6 +128,8 @@ def fading_tables(config: FeatureConfig) -> Findings:
             continue
         path = ("embeddings", name, "vocabulary", "half_life")
         if table.vocabulary.half_life is None:
+            if table.vocabulary.remember:
+                yield Finding((*path[:-1], "remember"), "needs half_life: without it no row ever passes on")
             continue
         if isinstance(config.algorithm, Drn | QLearning):
             yield Finding(path, "is for learners with one network of embeddings, not for drn or q_learning")

@@ -35,13 +35,15 @@ class DynamicVocabulary(_Value, frozen=True, tag_field="kind", tag="dynamic"):
 
     Without a half-life a row is its id's for good, and a full vocabulary admits no other. With one a sight of an id
     counts half after so many transitions, and where no row is free an id takes that of the least frequent one, once it
-    is twice as frequent. It begins with the row that served it before: that of its out-of-vocabulary bucket.
+    is twice as frequent. It begins with the row that served it before: that of its out-of-vocabulary bucket; or where
+    rows are remembered, and it had one, with that.
     """
 
     capacity: Count
     min_count: Count = 1
     oov_buckets: Count = 1
     half_life: Count | None = None  # transitions
+    remember: bool = False  # rows that pass on are kept in the trainer's state folder, for when their ids come back
 
 
 class RangeVocabulary(_Value, frozen=True, tag_field="kind", tag="range"):

@@ -25,7 +25,9 @@ from pipeline.config.schema import (
 DENSE = "dense"
 PAD_ROW, MISSING_ROW, FIRST_OOV_ROW = 0, 1, 2  # of a graph table
 RANGE_OOV_ROWS = 1
-_LATER = frozenset({"quantile", "half_life"})  # keys that came after configs were in use: these keep their hash
+_LATER = frozenset(
+    {"quantile", "half_life", "remember"}
+)  # keys that came after configs were in use: these keep their hash
 HASHED_MISSING_ROW = 0
 
 
@@ -147,11 +149,16 @@ def config_sha(config: FeatureConfig) -> str:
         "fusion": config.fusion,
         "action": config.action,
     }
-    return hashlib.sha256(msgspec.json.encode(_said(msgspec.to_builtins(parts)), order="sorted")).hexdigest()
+    return hashlib.sha256(canonical(parts)).hexdigest()
+
+
+def canonical(part: object) -> bytes:
+    """JSON of a part of a config. It stays as it is when keys are added that the config does not use."""
+    return msgspec.json.encode(_said(msgspec.to_builtins(part)), order="sorted")
 
 
 def _said(value: Any) -> Any:
     """Without the keys of `_LATER` that say nothing."""
     if isinstance(value, dict):
-        return {key: _said(x) for key, x in value.items() if x is not None or key not in _LATER}
+        return {key: _said(x) for key, x in value.items() if x or key not in _LATER}
     return [_said(x) for x in value] if isinstance(value, list | tuple) else value

@@ -98,6 +98,8 @@ def show(training: Training, appended_at_ms: int, metrics: Metrics) -> None:
         metrics.count_to("refused", total, reason=reason)
     for policy, total in progress.explored.items():
         metrics.count_to("explored", total, policy=policy)
+    for (table, start), total in training.tables.begun.items() if training.config.ranking is None else ():
+        metrics.count_to("rows_begun", total, table=table, start=start)
     for name, value in training.losses.items():
         quantity, policy, action = [*name.split("/"), "", ""][:3]
         metrics.gauge("learning", value, quantity=quantity, policy=policy, action=action)

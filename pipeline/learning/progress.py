@@ -10,6 +10,7 @@ from msgspec import Struct, field, structs
 from pipeline.config.schema import ExternalTable, Feature, FeatureConfig, GraphTable
 from pipeline.features.inputs import config_sha
 from pipeline.learning.errors import CheckpointError
+from pipeline.learning.shelf import Spans
 from pipeline.records import DecidedBy, Decision, Transition
 
 
@@ -88,6 +89,7 @@ class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     policies: tuple[str, ...] = ()  # the learned ones, in the order in which weights are stacked
     features: bytes = b""  # what `described` says of the config
     ranking: bytes = b""  # where policies stand that choose items
+    shelf: Spans = ()  # which rows of tables had been put away
 
 
 class _Described(Struct, frozen=True):

@@ -26,6 +26,7 @@ from msgspec import Struct, field
 
 from pipeline.config import schema
 from pipeline.config.schema import FeatureConfig
+from pipeline.features.inputs import vocabularies
 from pipeline.learning.checkpoint import Loaded
 from pipeline.learning.errors import TrainerError
 from pipeline.learning.learner import Batch, Learner
@@ -87,6 +88,9 @@ def check_can_learn_together(config: FeatureConfig) -> None:
     if not isinstance(config.algorithm, KINDS):
         kind = msgspec.json.decode(msgspec.json.encode(config.algorithm))["kind"]
         message = f"several workers learn together by ddpg, dqn, double_dqn or dueling_dqn, found {kind}: run one alone"
+        raise TrainerError(message)
+    if any(vocabulary.remember for vocabulary in vocabularies(config).values()):
+        message = "several workers share no folder for rows that are remembered: leave `remember` out, or run one alone"
         raise TrainerError(message)
 
 

@@ -31,6 +31,7 @@ from pipeline.learning.merging import MergedReader
 from pipeline.learning.metrics import MetricsFile, measured, show
 from pipeline.learning.progress import Progress
 from pipeline.learning.resuming import AnyTraining, go_on
+from pipeline.learning.shelf import Shelf, open_shelf
 from pipeline.learning.summaries import Summaries
 from pipeline.learning.together import Team, WorkerError, check_can_learn_together, of_chief, packed, unpack
 from pipeline.learning.training import ROUND_SIZE, Training
@@ -76,6 +77,7 @@ class Job(NamedTuple):
     tensorboard: Path | None
     store: KeyValueStore | None
     team: Team | None
+    shelf: Shelf | None
 
 
 def train(
@@ -107,10 +109,10 @@ def train(
         check_can_learn_together(config)
     if team is not None and not team.is_chief:
         work_dir, export, metrics, tensorboard, store = work_dir / f"worker-{team.rank}", None, None, None, None
-    with exclusive(work_dir), closing(open_log(log_url)) as log:
+    with exclusive(work_dir), closing(open_log(log_url)) as log, open_shelf(config, work_dir) as shelf:
         job = Job(
             config, log, work_dir, vectors, export, until_idle, stop or threading.Event(), clock_ms, pace or Pace(),
-            metrics or Metrics(TRAINER), tensorboard, store, team,
+            metrics or Metrics(TRAINER), tensorboard, store, team, shelf,
         )  # fmt: skip
         training = _training(job)
         try:
@@ -273,6 +275,8 @@ class _Run:
             loaded = of_chief(team, self._job.config, loaded)
         if loaded is not None:
             go_on(self.training, loaded, self._job.log, with_weights=self._leads)
+        elif self._job.shelf is not None:
+            self._job.shelf.go_on(())  # without what a trainer wrote that never came to a checkpoint
         if team is not None:
             unpack(self.training.learner, team.from_chief(packed(self.training.learner)))
         return loaded.number if loaded else 0
@@ -283,7 +287,7 @@ def _training(job: Job) -> AnyTraining:
     if job.config.ranking is not None:
         return RankingTraining(job.config, encoder)
     if team is None:
-        return Training(job.config, encoder)
+        return Training(job.config, encoder, shelf=job.shelf)
     return Training(job.config, encoder, feeding=DealtFeeding.of_team(job.config, encoder, ROUND_SIZE, team))
 
 

@@ -31,6 +31,7 @@ from pipeline.learning.learners import learner_of
 from pipeline.learning.progress import FORMAT, FORMAT_VERSION, Progress, Saved, described, former_config, identity
 from pipeline.learning.rereading import origins_of
 from pipeline.learning.rollouts import RolloutFeeding
+from pipeline.learning.shelf import Shelf
 from pipeline.learning.tables import Tables
 from pipeline.logs.log import Record
 from pipeline.records import DeadLetter, State, Transition
@@ -59,8 +60,9 @@ class Training:
         round_size: int = ROUND_SIZE,
         learner: Learner | None = None,
         feeding: DealtFeeding | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
-        """`feeding`: of a trainer that is one of several."""
+        """`feeding`: of a trainer that is one of several. `shelf`: for rows that pass on to other ids."""
         self.config, self.encoder, self.round_size = config, encoder, round_size
         self.learner = learner or learner_of(config)
         self.snapshot = Snapshot.initial(config)
@@ -70,7 +72,7 @@ class Training:
         self._workers = 1 if feeding is None else feeding.shares
         self.holdout = Holdout(config, encoder)
         self._statistics = Statistics(config)
-        self._tables = Tables(config, self.learner)
+        self.tables = Tables(config, self.learner, shelf)
         self._intake = Intake()
         self._policies = config.learned_policies()
         kept = config.publish.probes * _STATES_PER_PROBE
@@ -116,7 +118,7 @@ class Training:
 
     def _round(self) -> None:
         before, self.snapshot = self.snapshot, self._statistics.freeze()
-        self._tables.hand_over(before, self.snapshot)
+        self.tables.hand_over(before, self.snapshot)
         explored, enough = self.progress.explored, self.config.algorithm.actor_after
         active = np.array([explored.get(policy, 0) >= enough for policy in self._policies])
         history = self.feeding.learn(self.learner, self.snapshot, self.progress, active)
@@ -212,6 +214,7 @@ class Training:
         return Probing(tuple(states[i] for i in picks), covered)
 
     def saved(self) -> Saved:
+        """What it says of rows that were put away is durable."""
         held, held_out = self.feeding.held(), self.holdout.origins()
         return Saved(
             format=FORMAT,
@@ -230,6 +233,7 @@ class Training:
             held_out_offsets=held_out.offsets.astype("<i8").tobytes(),
             policies=self._policies,
             features=described(self.config),
+            shelf=self.tables.keep(),
         )
 
     def resume(self, saved: Saved, rows: Iterable[Record | None], held_out: Iterable[Record | None] = ()) -> int:
@@ -242,6 +246,7 @@ class Training:
         self.progress, self.losses = copy.deepcopy(saved.progress), dict(saved.losses)
         self._meet(saved.policies)
         self._know(saved)
+        self.tables.go_on(saved.shelf)
         self._intake = Intake(saved.recent)
         expected = len(origins_of(saved).offsets)
         spent = np.frombuffer(saved.spent, bool) if saved.spent else np.zeros(expected, bool)
@@ -261,6 +266,7 @@ class Training:
         else:
             self.progress.chosen = saved.progress.chosen
             self._know(saved)
+        self.tables.go_back(saved.shelf if saved else ())
         self.progress.exported = self.progress.ingested
 
     def _know(self, saved: Saved) -> None:

@@ -97,6 +97,8 @@ TRAINER = Process(
         Family("feature_drift_psi", _G, "Drift of a feature from its reference; above 0.25 it moved.", ("feature",)),
         Family("feature_missing_share", _G, "Share of the latest rows without a value.", ("feature",)),
         Family("out_of_vocabulary_share", _G, "Share of the latest ids without a row of their own.", ("feature",)),
+        Family("rows_begun", _C, "Ids that got a row of a table that others may take: cold, or remembered.",
+               ("table", "start")),
         Family("candidates", _C, "Candidates handed out, of all policies together."),
         Family("checkpoint_timestamp_seconds", _G, "When the last checkpoint was complete."),
         Family("transition_to_candidate_seconds", _H, "From a transition's being in the log to the next candidate.",

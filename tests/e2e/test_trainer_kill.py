@@ -45,7 +45,7 @@ CONFIG = FeatureConfig(
     name="feed",
     kv_prefix="t",
     features=(Dense("x", "user.x", zscore=ZScore(min_count=5)), IdFeature("city", "user.city", "cities")),
-    embeddings={"cities": GraphTable(2, Dynamic(12, min_count=2, half_life=40))},
+    embeddings={"cities": GraphTable(2, Dynamic(12, min_count=2, half_life=40, remember=True))},
     fusion=PayPlusAPhi(1.0),
     action=(ActionDimension("a", baseline=1.0, range=(0.0, 2.0)),),
     reward=Reward({"click": 1.0}),
@@ -85,6 +85,7 @@ def before(owner: object, name: str, tick: Callable[[], None]) -> None:
 
 
 def main(log_url: str, work_dir: str, poll: str, where: str = "", calls: str = "0") -> None:
+    from pipeline.learning.checkpoint import Checkpoints
     from pipeline.learning.trainer import Pace, train
     from pipeline.learning.training import Training
 
@@ -93,6 +94,7 @@ def main(log_url: str, work_dir: str, poll: str, where: str = "", calls: str = "
         "update": (Training, "_round"),
         "fsync": (os, "fsync"),
         "rename": (Path, "rename"),  # a checkpoint's into its place
+        "write": (Checkpoints, "write"),  # of a checkpoint, when what goes before it is written
         "replace": (os, "replace"),  # an old one's out of the way
     }
     if where:
@@ -147,13 +149,18 @@ def undisturbed(log_url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple
     assert rest["progress"]["duplicates"] == 10
     assert rest["progress"]["refused"] == {"malformed": 1}
     assert rest["progress"]["updates"] > 50
+    assert rest["shelf"]
     return weights, rest
 
 
 KILLS = [
     [("record", random.Random(1).randrange(90, 200)), ("update", 2)],
     [("fsync", 3), ("rename", 1), ("fsync", 12)],  # within a checkpoint, before it is there, just after
-    [("record", 480), ("replace", 1)],  # near the end; while an old checkpoint is removed
+    [
+        ("write", 3),
+        ("record", 240),
+        ("replace", 1),
+    ],  # between rows that were put away and their checkpoint; while an old checkpoint is removed
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,12 @@ def test_kinds_that_cannot_learn_together_are_refused(make_config: Make, kind: t
     with pytest.raises(TrainerError, match=f"found {kind.__name__.lower()}: run one alone"):
         check_can_learn_together(make_config(kind=kind))
     check_can_learn_together(make_config(kind=schema.DuelingDqn))
+
+
+def test_rows_that_are_remembered_need_one_folder(make_config: Make) -> None:
+    shops = {"features": (schema.IdFeature("shop", "user.shop", "shops"),)}
+    for remember in (False, True):
+        vocabulary = schema.DynamicVocabulary(9, half_life=50, remember=remember)
+        config = make_config({**shops, "embeddings": {"shops": schema.GraphTable(2, vocabulary)}})
+        with pytest.raises(TrainerError, match="leave `remember` out") if remember else nullcontext():
+            check_can_learn_together(config)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from pipeline.config.reading import ConfigError, parse_config
-from pipeline.config.schema import DynamicVocabulary
+from pipeline.config.schema import DynamicVocabulary, FeatureConfig
 from pipeline.features.decaying import Counted, DecayingVocabulary
+from pipeline.features.drift import out_of_vocabulary
+from pipeline.features.encoder import Encoder, Prepared
 from pipeline.features.errors import SnapshotError
 from pipeline.features.inputs import config_sha
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
+from pipeline.records import State
 from tests.unit.test_config import VALID
 
 FADING = VALID.replace("oov_buckets: 4", "oov_buckets: 4, half_life: 50")
@@ -87,6 +90,27 @@ def test_only_a_config_that_asks_for_it_has_another_hash_and_other_statistics() 
     of_each = [msgspec.msgpack.decode(Statistics(config).to_bytes()) for config in (before, now)]
     assert [sorted(each.get("decaying", ())) for each in of_each] == [[], ["city"]]
     assert [sorted(each["vocabularies"]) for each in of_each] == [["city"], []]
+
+
+def test_an_id_that_lost_its_row_is_out_of_vocabulary() -> None:
+    config = part_of_cities(parse_config(FADING.replace("capacity: 100", "capacity: 7")))  # room for one
+    encoder, statistics = Encoder(config), Statistics(config)
+    rows = {city: encoder.prepare(State(context={"city": city})).row for city in ("rome", "oslo")}
+
+    def unknown(*cities: str) -> float:
+        of_each = encoder.stack([Prepared(rows[city], {}) for city in cities])
+        return out_of_vocabulary(of_each, config, statistics.freeze())["city_id"]
+
+    for city, shares in (("rome", (0.0, 1.0)), ("oslo", (1.0, 0.0))):
+        for _ in range(60):
+            statistics.update(rows[city])
+        assert (unknown("rome"), unknown("oslo")) == shares
+    assert unknown("rome", "oslo", "oslo", "oslo") == 0.25
+
+
+def part_of_cities(config: FeatureConfig) -> FeatureConfig:
+    features = tuple(feature for feature in config.features if feature.name == "city_id")
+    return msgspec.structs.replace(config, features=features, embeddings={"city": config.embeddings["city"]})
 
 
 def test_statistics_of_the_other_kind_are_refused() -> None:
