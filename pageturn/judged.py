@@ -9,24 +9,27 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pageturn.options import options
+from pageturn.options import FOLDER, options
 
 if TYPE_CHECKING:
     from model_export.checks import Check, Verdict
 
 _NEWEST = 20
+_MODELS = click.option("--models", type=FOLDER, help="Model volume that the servers read; with it, no run.")
 
 
 @click.command()
 @click.argument("policy")
-@options("models")
+@options("run")
+@_MODELS
 @click.option("--newest", default=_NEWEST, type=click.IntRange(1), help="How many.")
-def versions(policy: str, models: Path, newest: int) -> None:
+def versions(policy: str, folder: Path | None, models: Path | None, newest: int) -> None:
     """List the newest versions of POLICY: when each went out, of which candidate, and what it is loaded as."""
     from model_export.desired import read_desired
     from model_export.served import went_out
     from pageturn.table import render
 
+    models = _volume(folder, models)
     state = read_desired(models)
     loaded = {}
     if state is not None and policy in state.policies:
@@ -44,14 +47,16 @@ def versions(policy: str, models: Path, newest: int) -> None:
 @click.command()
 @click.argument("policy")
 @click.argument("what")
-@options("models")
-def verdict(policy: str, what: str, models: Path) -> None:
+@options("run")
+@_MODELS
+def verdict(policy: str, what: str, folder: Path | None, models: Path | None) -> None:
     """Say why: every number behind the verdict on WHAT, a version's number or a candidate's name.
 
     epoch-1 is the first conclusion from evidence, live-3-1 version 3 as it was sent back from live pages.
     """
     from pageturn.table import render
 
+    models = _volume(folder, models)
     found = [v for v in _of(policy, models) if what in (v.candidate, _number(v))]
     if not found:
         message = (
@@ -60,6 +65,17 @@ def verdict(policy: str, what: str, models: Path) -> None:
         raise click.ClickException(message)
     for each in found:
         click.echo(render(_told(each), f"{policy} {each.candidate}: {each.outcome}") + "\n")
+
+
+def _volume(folder: Path | None, models: Path | None) -> Path:
+    if models is None:
+        from pageturn.run import open_run
+
+        return open_run(folder).models
+    if folder is not None:
+        message = "expected --models or --run, found both"
+        raise click.UsageError(message)
+    return models
 
 
 def _of(policy: str, models: Path) -> list[Verdict]:

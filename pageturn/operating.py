@@ -43,7 +43,7 @@ def counts(log_url: str, state: Path) -> None:
 
 
 @click.command()
-@click.option("--run", "folder", type=FOLDER, help="Folder of a run on this machine [default: the newest under runs/].")
+@options("run")
 @click.option("--config", "config_path", type=FILE, help="Feature config (YAML); with --store and --models, no run.")
 @click.option("--store", "store_url", help="Key-value store: sqlite:///file or redis://...")
 @click.option("--models", type=FOLDER, help="Model volume that the servers read.")
@@ -79,7 +79,8 @@ def _say_parts(run: Run) -> bool:
     for event in read_journal(run.journal):
         parts.setdefault(event.part, []).append(event)
     rows = [(name, _part_state(events), f"started {_starts(events)} times") for name, events in parts.items()]
-    click.echo(render(rows, "up" if up else "down") + "\n")
+    where = f"up; pages are decided on {run.agent}"
+    click.echo(render(rows, where if up else "down") + "\n")
     return up
 
 
@@ -139,7 +140,7 @@ def _standing(found: Evidence) -> str:
 
 
 @click.command()
-@click.option("--run", "folder", type=FOLDER, help="Folder of a run on this machine [default: the newest under runs/].")
+@options("run")
 @click.option("--port", default=8700, type=click.IntRange(0, 65535), help="0 takes a free one.")
 def dashboard(folder: Path | None, port: int) -> None:
     """Watch a run in a browser, live, on this machine."""
@@ -156,10 +157,20 @@ def dashboard(folder: Path | None, port: int) -> None:
 @click.command()
 @click.argument("what", type=click.Choice(["off", "on", "freeze", "release", "rollback"]))
 @click.argument("policy")
-@options("config", "store")
+@options("run")
+@click.option("--config", "config_path", type=FILE, help="Feature config (YAML); with --store, no run.")
+@click.option("--store", "store_url", help="Key-value store: sqlite:///file or redis://...")
 @click.option("--to", "version", type=click.IntRange(1), help="rollback: to this version [default: the one before].")
 @click.option("--as-it-is", is_flag=True, help="release: also what a trainer makes that could not go back.")
-def switch(what: str, policy: str, config_path: Path, store_url: str, version: int | None, as_it_is: bool) -> None:
+def switch(
+    what: str,
+    policy: str,
+    folder: Path | None,
+    config_path: Path | None,
+    store_url: str | None,
+    version: int | None,
+    as_it_is: bool,
+) -> None:
     """Take a policy off or back, or hold its publishing.
 
     off: its users get the baseline, within a second or two, until `on`. freeze: no candidate is published until
@@ -174,6 +185,7 @@ def switch(what: str, policy: str, config_path: Path, store_url: str, version: i
     from pipeline.config.reading import load_config
     from pipeline.stores.opening import open_store
 
+    config_path, store_url = _whose(folder, config_path, store_url)
     feature_config = load_config(config_path)
     learned = feature_config.learned_policies()
     if policy not in learned:
@@ -193,3 +205,19 @@ def switch(what: str, policy: str, config_path: Path, store_url: str, version: i
             switches.release(store, prefix, policy, as_it_is=as_it_is)
             told = "released"
     click.echo(f"{policy}: {told}")
+
+
+def _whose(folder: Path | None, config_path: Path | None, store_url: str | None) -> tuple[Path, str]:
+    """The config and the store of a run, or those that are named. The store of a run is there while it is up."""
+    if folder is None and config_path is not None and store_url is not None:
+        return config_path, store_url
+    if config_path is not None or store_url is not None:
+        message = "expected --config and --store together, or --run"
+        raise click.UsageError(message)
+    from pageturn.run import RunError, open_run
+
+    run = open_run(folder)
+    if run.holder is None:
+        message = f"{run.folder}: is not up; `pageturn up --run {run.folder}` starts it"
+        raise RunError(message)
+    return run.config_path, run.store_url

@@ -46,6 +46,9 @@ TARGET = _Target()
 HEARTBEAT = "PAGETURN_HEARTBEAT"
 
 _OPTIONS: dict[str, Any] = {
+    "run": click.option(
+        "--run", "folder", type=FOLDER, help="Folder of a run on this machine [default: the newest under runs/]."
+    ),
     "config": click.option("--config", "config_path", type=FILE, required=True, help="Feature config (YAML)."),
     "log": click.option("--log", "log_url", required=True, help="Event log: file:///folder or kafka://hosts/prefix."),
     "store": click.option("--store", "store_url", required=True, help="Key-value store: sqlite:///file or redis://..."),

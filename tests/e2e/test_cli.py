@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from click.testing import CliRunner, Result
 
 from model_export.controller import Summary
 from pageturn.__main__ import _verdicts, main
+from pageturn.run import new_run
+from pipeline.durable import exclusive
 from pipeline.logs.log import EVENTS, OUTPUTS, Entry, ensure_topic
 from pipeline.logs.opening import open_log
 from pipeline.stores.opening import open_store
@@ -197,6 +200,8 @@ MISTAKES = {
     "a status of half a loop": Mistake(
         f"status {GOOD} {STORE}", "expected --config, --store and --models together, or --run", USAGE
     ),
+    "a switch of half a loop": Mistake(f"switch off rl_a {GOOD}", "expected --config and --store together, or", USAGE),
+    "a switch of a run that is down": Mistake("switch off rl_a --run @/down", "@/down: is not up; `pageturn up --run"),
     # the command line itself
     "no such command": Mistake("strem", "No such command 'strem'. Did you mean 'stream'", USAGE),
     "an option left out": Mistake(f"archive {LOG}", "Missing option '--to'", USAGE),
@@ -297,6 +302,14 @@ def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
     assert switched("rollback") == Pointer(stable=old, previous=new, frozen=True, back=back)
     assert read_pointers(store, "ebn", ("rl_b",))["rl_b"] == Pointer()
     store.close()
+
+
+def test_a_switch_finds_the_store_of_a_run_that_is_up(place: Path) -> None:
+    up = new_run(place / "up", place / "good.yaml")
+    with exclusive(up.folder):
+        assert run(place, "switch off rl_a --run @/up").output == "rl_a: off\n"
+    with closing(open_store(up.store_url)) as store:
+        assert read_pointers(store, "ebn", ("rl_a",))["rl_a"].off
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

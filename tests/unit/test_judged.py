@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from pageturn.__main__ import main
+from pageturn.run import new_run
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -52,3 +55,12 @@ def test_a_verdict_by_version_or_by_candidate_with_every_number(judged: Any) -> 
 def test_what_is_not_there_is_said(judged: Any) -> None:
     assert "no verdict on '9' of rl" in said(judged, "verdict", "rl", "9", status=1)
     assert "expected verdicts on policy 'other', found none" in said(judged, "versions", "other", status=1)
+
+
+def test_of_a_run_it_is_the_model_volume_there(judged: Any, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", ROOT / "feature_configs" / "simulated.yaml")
+    run.models.symlink_to(judged.models)
+    for words in (["versions", "rl"], ["verdict", "rl", "2"]):
+        done = CliRunner().invoke(main, [*words, "--run", str(run.folder)])
+        assert done.output == said(judged, *words)
+    assert "--models or --run, found both" in said(judged, "versions", "rl", "--run", str(run.folder), status=2)
