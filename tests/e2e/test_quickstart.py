@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tests.documented import in_blocks
 
 QUICKSTART = ROOT / "docs" / "quickstart.md"
+RUNS = ("runs/first", "runs/mine")
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -24,17 +25,20 @@ def clone(tmp_path: Path) -> Iterator[Path]:
     for folder in ("feature_configs", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     yield tmp_path
-    command = [sys.executable, "-m", "pageturn", "down", "--run", "runs/first"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    for run in RUNS:
+        command = [sys.executable, "-m", "pageturn", "down", "--run", run]
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
 
 
 def test_a_reader_gets_to_a_report(clone: Path) -> None:
     """All but `make`: the demo and the production shape have tests of their own."""
-    commands = [shlex.join(shown.words) for shown in in_blocks(QUICKSTART) if shown.words[0] == "pageturn"]
-    assert len(commands) >= 9
+    shown = [each.words for each in in_blocks(QUICKSTART) if each.words[0] in ("pageturn", "python")]
+    commands = [shlex.join(words) for words in shown]
+    assert len(commands) >= 16
     script = "\n".join(["set -eux", *commands]).replace("$PWD", str(clone))
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], cwd=clone, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rl_a" in done.stdout
+    assert "pages without an answer" in done.stdout
     assert (clone / "runs" / "first" / "report" / "index.html").is_file()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_make_has_the_target(shown: Shown) -> None:
 
 @pytest.mark.parametrize("shown", [*of("python", BLOCKS), *of("python", TEXT)], ids=identified)
 def test_a_module_is_there_and_has_the_options(shown: Shown) -> None:
+    if shown.words[1].endswith(".py"):
+        assert (ROOT / shown.words[1]).is_file()
+        return
     assert shown.words[1] == "-m"
     spec = importlib.util.find_spec(shown.words[2])
     assert spec is not None
@@ -106,7 +110,7 @@ def kubectl_help(*words: str) -> str:
 @pytest.mark.parametrize("shown", of("kubectl", BLOCKS), ids=identified)
 def test_kubectl_has_the_command_and_its_options(shown: Shown) -> None:
     """A server would be needed for more."""
-    words = [*shown.words[1:]]
+    words, _ = in_a_pod(shown)
     given = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"}
     if words[0] == "-n":
         words = words[2:]
@@ -116,6 +120,21 @@ def test_kubectl_has_the_command_and_its_options(shown: Shown) -> None:
     assert unknown == set()
     for overlay in [word for word in words if word.startswith("k8s/")]:
         assert (ROOT / overlay / "kustomization.yaml").is_file()
+
+
+def in_a_pod(shown: Shown) -> tuple[list[str], list[str]]:
+    """What is kubectl's, and the command that it runs in a pod: that of `sh -c`, where it is one."""
+    words = [*shown.words[1:]]
+    end = words.index("--") if "--" in words else len(words)
+    inner = words[end + 1 :]
+    return words[:end], shlex.split(inner[2]) if inner[:2] == ["sh", "-c"] else inner
+
+
+@pytest.mark.parametrize("shown", [each for each in of("kubectl", BLOCKS) if in_a_pod(each)[1]], ids=identified)
+def test_pageturn_takes_what_is_run_in_a_pod(shown: Shown) -> None:
+    _, words = in_a_pod(shown)
+    assert words[0] == "pageturn"
+    assert mistake(tuple(words), whole=True) is None
 
 
 @pytest.mark.parametrize("shown", of("docker", BLOCKS), ids=identified)
