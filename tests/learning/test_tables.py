@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from pipeline.learning.learners import learner_of
 from pipeline.learning.metrics import show
 from pipeline.learning.shelf import FILE, Shelf
 from pipeline.learning.tables import COLD, REMEMBERED, Tables, changed
+from pipeline.learning.trainer import train
 from pipeline.learning.training import Training
-from pipeline.logs.log import Record
+from pipeline.logs.files import FileLog
+from pipeline.logs.log import TRANSITIONS, Entry, Record
 from pipeline.monitoring.catalogue import TRAINER
 from pipeline.monitoring.metrics import Metrics
 from pipeline.records import State
@@ -196,3 +199,20 @@ def test_a_trainer_goes_on_with_the_rows_of_its_checkpoint_and_back_to_those_of_
         again = Training(config, Encoder(config), round_size=16, shelf=shelf)
         again.resume(late, [None] * late.rows)
         assert again.tables.keep() == late.shelf
+
+
+def test_a_trainer_that_begins_has_no_rows_of_one_that_never_came_to_a_checkpoint(
+    config_of, make_transition, tmp_path: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    with closing(Shelf(tmp_path / "work" / FILE)) as shelf:
+        shelf.put("shops", [1], [b"row"])
+        shelf.keep()
+    with closing(FileLog(tmp_path / "log")) as log:
+        log.create(TRANSITIONS, 1)
+        example = make_transition(3, state=State(user={"shop": "s1"}))
+        log.append(TRANSITIONS, [Entry("s", encode(example), 1_000)])
+    config = config_of(remember=True)
+    assert train(config, f"file://{tmp_path / 'log'}", tmp_path / "work", until_idle=True).ingested == 1
+    with closing(sqlite3.connect(tmp_path / "work" / FILE)) as file:
+        assert file.execute("SELECT count(*) FROM rows").fetchone() == (0,)
