@@ -431,14 +431,14 @@ def test_the_python_client_asks_and_reports(world: World, running: RunningServic
 def test_the_example_in_the_documentation_runs(world: World, running: RunningService):
     text = (build_protos.ROOT / "docs" / "events.md").read_text()
     [example] = [block for block in text.split("```") if block.startswith("python\n")]
-    request = PageRequest("r", "u", TREATED[0], 0, (Item("x", 0.9, 0.0), Item("y", 0.1, 0.5)), {"ctr": 0.25})
-    names = {"page_request": request, "feedback": click(1)}
+    names: dict[str, object] = {}
     code = (
         example.removeprefix("python\n").replace(":8600", f":{running.port}").replace("timeout_s=0.1", "timeout_s=60")
     )
     exec(code, names)
-    assert (list(names["order"]), names["unacknowledged"]) == ([0, 1], 0)
-    assert click(1) in world.logged()
+    assert (sorted(names["shown"]), names["unacknowledged"]) == (["i1", "i2"], 0)
+    assert names["feedback"] in world.logged()
+    assert names["page"].request_id in [each.request_id for each in world.logged() if isinstance(each, Impression)]
 
 
 def test_the_python_client_says_when_there_is_no_agent():
