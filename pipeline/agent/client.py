@@ -9,6 +9,7 @@ with AgentClient("127.0.0.1:8600") as client:
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import deque
@@ -30,11 +31,19 @@ _BATCH = 500
 _GATHER_S = 0.05  # between the first event and its call
 _CALL_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # over all addresses of a headless service; pick_first would send all pages to one agent
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+)
 
 
 class AgentClient:
-    """One channel. An agent that was away is found again about half a second after its return."""
+    """One channel, `credentials` for one with TLS; dns:///NAME:PORT spreads calls over all agents of the name.
+
+    An agent that was away is found again about half a second after its return.
+    """
 
     def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._channel = (

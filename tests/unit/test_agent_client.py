@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import msgspec
 import numpy as np
 import pytest
 
+from pipeline.agent import agent_pb2 as pb
+from pipeline.agent import agent_pb2_grpc
 from pipeline.agent.client import AgentClient, Reporter
 from pipeline.agent.requests import AgentRequestError, PageRequest
 from pipeline.agent.translate import from_feedback, from_page, to_feedback, to_page
@@ -92,6 +96,37 @@ def test_what_is_wrong_is_told_without_a_call(client: AgentClient):
     with pytest.raises(AgentRequestError, match="event_id: expected text"):
         client.report([click(1), click(2, event_id="")], LONG_S)
     assert client._stub.sent == []
+
+
+class Counted(agent_pb2_grpc.AgentServicer):
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def Decide(self, request, context):  # noqa: N802
+        self.asked += 1
+        return pb.DecideResponse(request_id=request.request_id)
+
+
+def test_all_agents_of_a_name_are_asked():
+    agents, servers, ports = [Counted(), Counted()], [], []
+    for agent in agents:
+        server = grpc.server(ThreadPoolExecutor(1))
+        agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
+        ports.append(server.add_insecure_port("127.0.0.1:0"))
+        server.start()
+        servers.append(server)
+    page, deadline_s = PageRequest("r", "u", "s", 0, (Item("x"),)), time.monotonic() + LONG_S
+    try:
+        with AgentClient("ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)) as client:
+            while not all(agent.asked for agent in agents) and time.monotonic() < deadline_s:
+                client.decide(page, LONG_S)
+            before = [agent.asked for agent in agents]
+            for _ in range(10):
+                client.decide(page, LONG_S)
+            assert [agent.asked - asked for agent, asked in zip(agents, before, strict=True)] == [5, 5]
+    finally:
+        for server in servers:
+            server.stop(None).wait()
 
 
 # Reports ---------------------------------------------------------------------------------------------------------
