@@ -40,6 +40,7 @@ from tests.e2e.transitions import transition
 
 ROOT = Path(__file__).resolve().parents[2]
 N = 500
+pytestmark = pytest.mark.timeout(900)  # a dozen trainers, each with TensorFlow to load
 CONFIG = FeatureConfig(
     schema_version=1,
     name="feed",
