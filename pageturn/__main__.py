@@ -20,6 +20,7 @@ import click
 from pageturn.backfilling import Past, check_past, fill, past_options
 from pageturn.deadletters import deadletters
 from pageturn.embeddings import embeddings
+from pageturn.evaluating import evaluate
 from pageturn.forgetting import forget
 from pageturn.judged import verdict, versions
 from pageturn.local import demo, down, replay, report, simulate, up
@@ -384,6 +385,7 @@ for command in (
     verdict,
     monitor,
     power,
+    evaluate,
 ):
     main.add_command(command)
 

@@ -87,13 +87,13 @@ def _fit(pages: _Pages, gamma: float, ridge: float) -> _Linear:
     middle, scale = pages.logged.mean(axis=0), pages.logged.std(axis=0)
     scale = np.where(scale > 1e-9 * (1 + np.abs(middle)), scale, np.inf)  # a constant term says nothing
     z = (pages.logged - middle) / scale
-    solver = np.linalg.solve(z.T @ z + ridge * len(z) * np.eye(z.shape[1]), z.T)  # [p, n]
+    solver = np.linalg.inv(z.T @ z + ridge * len(z) * np.eye(z.shape[1]))
     lowest, highest = _returns_seen(pages, gamma)
     model = _Linear(middle, np.zeros(z.shape[1]), 0.0)
     for _ in range(int(np.bincount(pages.owner).max())):
         goal = pages.rewards + gamma * _worth_after(pages, np.clip(model(pages.expected), lowest, highest))
         level = float(goal.mean())
-        model = _Linear(middle, solver @ (goal - level) / scale, level)
+        model = _Linear(middle, solver @ (z.T @ (goal - level)) / scale, level)
     return model
 
 

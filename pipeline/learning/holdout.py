@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.choosing import Choice, Pages, choose
+from pipeline.learning.held_out import is_held_out, session_hash
 from pipeline.learning.ingestion import Example
 from pipeline.learning.learner import Learner
 from pipeline.learning.replay import Origins
@@ -43,7 +43,7 @@ class _Held(NamedTuple):
 class Holdout:
     def __init__(self, config: FeatureConfig, encoder: Encoder) -> None:
         self._config, self._encoder = config, encoder
-        self._below = round(config.algorithm.held_out * 2**64)
+        self._share = config.algorithm.held_out
         self._policies = {policy: k for k, policy in enumerate(config.learned_policies())}
         self._pages: deque[_Held] = deque(maxlen=_CAPACITY)
 
@@ -51,8 +51,8 @@ class Holdout:
         return len(self._pages)
 
     def takes(self, transition: Transition) -> bool:
-        """Whether its session is held out: all of it, whichever bucket it is in."""
-        return self._below > 0 and _hash(transition.session_id) < self._below
+        """Whether its session is held out."""
+        return is_held_out(transition.session_id, self._share)
 
     def add(self, example: Example, partition: int, offset: int) -> None:
         transition = example.transition
@@ -60,7 +60,7 @@ class Holdout:
         drawn = _drawn(transition.decision, self._config)
         if policy is None or drawn is None or example.by_baseline:
             return
-        session = _hash(transition.session_id)
+        session = session_hash(transition.session_id)
         self._pages.append(_Held(example, policy, session, drawn, (partition, offset)))
 
     def origins(self) -> Origins:
@@ -108,11 +108,6 @@ class Holdout:
         reward = np.array([page.example.transition.reward for page in held])
         discount = np.array([page.example.transition.discount for page in held])
         return reward + self._config.algorithm.gamma * discount * next_value - value
-
-
-def _hash(session_id: str) -> int:
-    """Not that of the buckets, or the seeds would be compared on some buckets only."""
-    return xxhash.xxh3_64_intdigest(f"holdout\x1f{session_id}".encode())
 
 
 def _drawn(decision: Decision, config: FeatureConfig) -> _Drawn | None:
