@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pipeline.errors import PageturnError
 
 _TAIL_LINES = 15
 _LOOK_S = 0.05
+_log = logging.getLogger(__name__)
 
 
 class ProcessError(PageturnError):
@@ -87,6 +89,7 @@ class Process:
             try:
                 self._child.wait(grace_s)
             except subprocess.TimeoutExpired:
+                _log.warning("%s has not ended %.0f s after SIGTERM: killed", self.name, grace_s)
                 self._child.kill()
                 self._child.wait()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.streaming.counts import Counts
 
 _LOOK_S = 0.1
+_END_S = 110.0  # for a snapshot of all open sessions on a busy machine; Kubernetes has 120
 
 
 class _Share(click.ParamType):
@@ -126,7 +127,7 @@ def run_shards(count: int, live: Live, stop: threading.Event) -> bool:
         for process in running:
             process.ask_to_end()
         for process in running:
-            process.stop()
+            process.stop(_END_S)
 
 
 def _command(live: Live, shard: str) -> list[str]:
