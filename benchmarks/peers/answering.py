@@ -17,7 +17,9 @@ from typing import NamedTuple, Protocol
 
 OBSERVATION, HIDDEN, REPLAY = 91, (256, 256), 50_000
 LEARNING_RATE, TAU, GAMMA = 1e-3, 0.005, 0.95
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+_THREADS = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
+)  # fmt: skip
 
 
 class Task(NamedTuple):
@@ -35,9 +37,7 @@ def answer(make: Callable[[Task], tuple[Learner, str]], argv: list[str] | None =
     """`make` imports its framework, so that what the environment and the affinity say holds for it."""
     options = _parser().parse_args(argv)
     os.sched_setaffinity(0, options.cpus)
-    os.environ.update(
-        dict.fromkeys(_THREADS, str(options.threads)), TF_NUM_INTEROP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="2"
-    )
+    os.environ.update(dict.fromkeys(_THREADS, str(options.threads)), TF_CPP_MIN_LOG_LEVEL="2")
     answers, sys.stdout = sys.stdout, sys.stderr  # what frameworks print is no answer
     learner, version = make(Task(options.batch, options.threads, options.kind))
     _say(answers, {"version": version})

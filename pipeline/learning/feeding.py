@@ -113,7 +113,8 @@ class ReplayFeeding:
             return x.reshape(*at.shape, *x.shape[1:])
 
         states = [{name: stacked(x) for name, x in each.items()} for each in inputs]
-        return Batch(*states, *(stacked(x) for x in scalars))
+        batch = Batch(*states, *(stacked(x) for x in scalars))
+        return tf.nest.map_structure(tf.constant, batch)  # copied here, beside the learner, and not when it is called
 
     def held(self) -> Held:
         origins = self._replay.origins()
