@@ -17,6 +17,12 @@ from pageturn.options import TARGET, options
 @options("server_tls")
 @click.option("--version", type=click.IntRange(1), help="To evaluate [default: the one that is served].")
 @click.option("--sessions", default=2_000, type=click.IntRange(2), help="How many of the newest to look at.")
+@click.option(
+    "--episodes",
+    default=200_000,
+    type=click.IntRange(1),
+    help="How many of the newest on the log, of all policies, to look through for them.",
+)
 @click.option("--held-out", is_flag=True, help="Only sessions that nothing is learned from (algorithm.holdout).")
 def evaluate(
     policy: str,
@@ -27,6 +33,7 @@ def evaluate(
     server_tls: Path | None,
     version: int | None,
     sessions: int,
+    episodes: int,
     held_out: bool,
 ) -> None:
     """Say what a version of POLICY would have brought, from sessions that other versions of it decided.
@@ -48,7 +55,7 @@ def evaluate(
         store = stack.enter_context(closing(open_store(store_url)))
         credentials = client_credentials(server_tls) if server_tls else None
         client = stack.enter_context(ModelServer(server, credentials=credentials))
-        found = look_back(config, log, store, client, policy, version, count=sessions, held_out=held_out)
+        found = look_back(config, log, store, client, policy, version, count=sessions, most=episodes, held_out=held_out)
     click.echo(render(rows(found), f"{policy} version {found.version}, from {found.sessions_said}"))
     for warning in warnings(found):
         click.echo(f"warning: {warning}")

@@ -37,26 +37,39 @@ class EvaluationError(PageturnError):
 # Sessions --------------------------------------------------------------------------------------------------------
 
 
-def newest_sessions(log: EventLog, policy: str, count: int) -> dict[str, list[Episode]]:
-    """The newest `count` by their last page, of those that `policy` decided a page of: as far back as it takes.
+class Read(NamedTuple):
+    sessions: dict[str, list[Episode]]
+    episodes: int  # of all policies
+    all: bool  # that are on the log
+
+    @property
+    def said(self) -> str:
+        return f"all {self.episodes:,} episodes on the log" if self.all else f"the newest {self.episodes:,} episodes"
+
+
+def newest_sessions(log: EventLog, policy: str, count: int, most: int) -> Read:
+    """The newest `count` by their last page, of those that `policy` decided a page of: as far back as it takes, but no
+    more than `most` episodes of all policies, as evenly from each partition as they are there.
 
     What is behind the place where reading began, or was deleted, may be the beginning of a session: one that does not
     begin with its first page is left out there.
     """
     ends = log.end_offsets(EPISODES)
     starts = {partition: log.start_offset(EPISODES, partition) for partition in ends}
-    reach = _FIRST_REACH * count
+    limit = max(1, most // max(1, len(ends)))
+    reach = min(_FIRST_REACH * count, limit)
     while True:
         since = {partition: max(starts[partition], end - reach) for partition, end in ends.items()}
-        found = _sessions(log, policy, since)
-        if len(found) >= count or since == starts:
+        found, episodes = _sessions(log, policy, since)
+        if len(found) >= count or since == starts or reach == limit:
             break
-        reach *= 4
+        reach = min(4 * reach, limit)
     newest = sorted(found, key=lambda name: (found[name][-1].steps[-1].time_ms, name))[-count:]
-    return {name: found[name] for name in newest}
+    return Read({name: found[name] for name in newest}, episodes, since == starts)
 
 
-def _sessions(log: EventLog, policy: str, since: Mapping[int, int]) -> dict[str, list[Episode]]:
+def _sessions(log: EventLog, policy: str, since: Mapping[int, int]) -> tuple[dict[str, list[Episode]], int]:
+    """And how many episodes there were."""
     sessions: dict[str, list[Episode]] = {}
     seen, torn = set(), set()
     for record in read_all(log, EPISODES, since):
@@ -70,7 +83,7 @@ def _sessions(log: EventLog, policy: str, since: Mapping[int, int]) -> dict[str,
             sessions.setdefault(episode.session_id, []).append(episode)
             if begins and since[record.partition] > 0 and episode.steps[0].page_index > 0:
                 torn.add(episode.session_id)
-    return {name: episodes for name, episodes in sessions.items() if name not in torn}
+    return {name: episodes for name, episodes in sessions.items() if name not in torn}, len(seen)
 
 
 def comparable(

@@ -11,7 +11,7 @@ import numpy as np
 from model_export.evaluation import estimators, logged
 from model_export.evaluation.estimators import OffPolicy, Terms, estimate
 from model_export.evaluation.fitted import fit_q
-from model_export.evaluation.kernels import page_kernel_weights
+from model_export.evaluation.kernels import blurred, page_kernel_weights
 from model_export.evaluation.logged import Gathered, Sessions, gather
 from model_export.evaluation.ratios import Target, session_ratios
 from pageturn.retrospect import (
@@ -81,6 +81,7 @@ class Found(NamedTuple):
     states: np.ndarray  # [n, f]
     seen: int | None  # sessions from before the version was made; None: nobody knows
     changed: int  # pages of the same version with another mean than logged
+    read_said: str
 
     @property
     def sessions_said(self) -> str:
@@ -99,17 +100,19 @@ def look_back(
     version: int | None,
     *,
     count: int,
+    most: int,
     held_out: bool = False,
 ) -> Found:
-    """Raises: EvaluationError, and those of log, store and encoder."""
+    """`most`: as for `newest_sessions`. Raises: EvaluationError, and those of log, store and encoder."""
     encoder = _encoder(config, store)
     asked = find_version(config, store, server, policy, version)
-    kept, differing = comparable(newest_sessions(log, policy, count), config, encoder.config_sha)
+    read = newest_sessions(log, policy, count, most)
+    kept, differing = comparable(read.sessions, config, encoder.config_sha)
     share = config.algorithm.held_out
     gathered = gather(kept, config.action, policy, lambda name: not held_out or is_held_out(name, share))
     left_out = {**differing, **gathered.left_out}
     if not gathered.steps:
-        message = f"{policy}: expected sessions on the log that can be weighed, found none"
+        message = f"{policy}: expected sessions that can be weighed in {read.said}, found none"
         raise EvaluationError("; ".join([message, *(f"{n} left out: {_WHY[why]}" for why, n in left_out.items())]))
     means, states = ask_all(config, encoder, server, asked.pinned, gathered.steps)
     served = asked.pinned.served
@@ -121,6 +124,7 @@ def look_back(
         states,
         None if asked.made_ms is None else _before(gathered, asked.made_ms),
         _changed(gathered, means, (served.version, served.parameters)),
+        read.said,
     )
 
 
@@ -152,6 +156,8 @@ def of_sessions(found: Found) -> Iterator[tuple[str, Terms]]:
     target = Target.like(sessions, found.means)
     logs, fitted = session_ratios(sessions, target), fit_q(sessions, target, found.states)
     yield "logged", estimators.importance(sessions, np.zeros(len(logs)))
+    yield "per session", estimators.importance(sessions, logs)
+    yield "per session, self-normalised", estimators.self_normalised(sessions, logs)
     yield "per decision", estimators.per_decision(sessions, logs)
     yield "per decision, self-normalised", estimators.per_decision_self_normalised(sessions, logs)
     yield "doubly robust", estimators.doubly_robust(sessions, logs, *fitted)
@@ -162,9 +168,11 @@ def of_pages(found: Found) -> Iterator[tuple[str, Terms]]:
     """Each page by itself, after what was logged before it."""
     sessions: Sessions = found.gathered.sessions
     weights = page_kernel_weights(sessions, found.means, BANDWIDTH)
-    every = np.ones(len(weights))
-    yield "logged", estimators.weighted_mean(every, sessions.rewards, sessions.owner)
-    yield "kernel, self-normalised", estimators.weighted_self_normalised(weights, sessions.rewards, sessions.owner)
+    fitted = fit_q(sessions, blurred(sessions, found.means, BANDWIDTH), found.states, gamma=0.0)
+    every, logged_pages = np.ones(len(weights)), (sessions.rewards, sessions.owner)
+    yield "logged", estimators.weighted_mean(every, *logged_pages)
+    yield "kernel, self-normalised", estimators.weighted_self_normalised(weights, *logged_pages)
+    yield "kernel, doubly robust", estimators.weighted_doubly_robust(weights, sessions.rewards, *fitted, sessions.owner)
 
 
 def rows(found: Found) -> Iterator[tuple[object, ...]]:
@@ -177,6 +185,7 @@ def rows(found: Found) -> Iterator[tuple[object, ...]]:
     yield ()
     yield from (_row(name, estimate(terms)) for name, terms in of_pages(found))
     yield ()
+    yield "read", found.read_said
     if found.seen:
         yield "it may have learned from", f"{found.seen} of the sessions: they are from before it was made"
     for reason, count in found.left_out.items():

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from model_export.evaluation.logged import Sessions
-from model_export.evaluation.ratios import behaviour, expectations
+from model_export.evaluation.ratios import Target, behaviour, expectations
 from model_export.evaluation.sequences import Array
 
 Kernel = Literal["gaussian", "epanechnikov"]
@@ -38,6 +38,13 @@ def page_kernel_weights(sessions: Sessions, means: Array, bandwidth: float, kern
     weights = kernel_weights((means - sessions.raw) / spread, logged, bandwidth, kernel)
     found: Array = np.prod(weights, axis=1)
     return found
+
+
+def blurred(sessions: Sessions, means: Array, bandwidth: float) -> Target:
+    """The policy whose pages Gaussian kernel weights are the exact ratios of: it draws around `means`, each page by
+    itself. So a Q of it takes variance out of them, and adds no bias."""
+    _, spread = expectations(sessions, behaviour(sessions))
+    return Target(np.broadcast_to(means, spread.shape).astype(np.float64), bandwidth * spread, np.ones_like(spread))
 
 
 def _log_kernel(u: Array, kernel: Kernel) -> Array:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from model_export.evaluation.fitted import clipped_moments
 from pageturn.__main__ import main
-from pageturn.retrospect import EvaluationError, newest_sessions
+from pageturn.retrospect import EvaluationError, Read, newest_sessions
 from pageturn.table import render
 from pageturn.valued import Found, check, look_back, rows, warnings
 from pipeline.agent.acting import Explorer, sigma_of
@@ -37,6 +37,8 @@ from tests.unit.agent_fakes import CONFIG, World, raising
 SHIFT = 0.1  # what version 2 does, above version 1
 SIZE, PAGES = 300, 2
 MADE_MS = 100_000  # version 2
+MANY = 10**6  # episodes
+KERNELS = "self-normalised", "doubly robust"
 
 
 def mean_of(version: int, ctr: np.ndarray) -> np.ndarray:
@@ -93,7 +95,8 @@ class Feed:
 
     def look(self, version: int | None = None, count: int = SIZE, **more) -> Found:
         config = more.pop("config", CONFIG)
-        return look_back(config, self.log, self.world.store, self.world.server, "rl", version, count=count, **more)
+        served = self.world.store, self.world.server, "rl", version
+        return look_back(config, self.log, *served, count=count, most=more.pop("most", MANY), **more)
 
 
 @pytest.fixture
@@ -109,6 +112,11 @@ def cells(found: Found) -> list[list[object]]:
 
 def number(cell: object) -> float:
     return float(str(cell).replace(",", ""))
+
+
+def bounds(row: list[object]) -> tuple[float, float]:
+    low, high = map(float, str(row[2]).strip("[]").split(","))
+    return low, high
 
 
 def truth(feed: Feed, found: Found) -> float:
@@ -131,18 +139,20 @@ def test_the_version_that_logged_is_worth_what_was_logged(feed: Feed) -> None:
     mean = sum(step.reward for step in found.gathered.steps) / SIZE
     table = cells(found)
     assert found.version == 1
-    assert [row[0] for row in table[1:6]] == [
+    assert [row[0] for row in table[1:8]] == [
         "logged",
+        "per session",
+        "per session, self-normalised",
         "per decision",
         "per decision, self-normalised",
         "doubly robust",
         "doubly robust, self-normalised",
     ]
-    for row in table[1:4]:
+    for row in table[1:6]:
         assert number(row[1]) == pytest.approx(mean, rel=1e-3)
-    for row in table[4:6]:  # without the luck of the draws, which the Q takes out
+    for row in table[6:8]:  # without the luck of the draws, which the Q takes out
         assert number(row[1]) == pytest.approx(truth(feed, found), rel=0.005)
-    assert {row[3] for row in table[1:6]} == {f"{SIZE:.1f}"}
+    assert {row[3] for row in table[1:8]} == {f"{SIZE:.1f}"}
     assert list(warnings(found)) == []
 
 
@@ -151,20 +161,22 @@ def test_another_version_is_worth_what_it_would_have_brought(feed: Feed) -> None
     found = feed.look(2)
     assert found.means[:, 0] == pytest.approx(found.gathered.sessions.means[:, 0] + SHIFT, abs=1e-6)
     table, real = cells(found), truth(feed, found)
-    for row in table[2:6]:
-        low, high = map(float, str(row[2]).strip("[]").split(","))
+    for row in table[2:8]:
+        low, high = bounds(row)
         assert low < real < high
         assert number(row[3]) < 0.9 * SIZE
-    assert number(table[4][1]) == pytest.approx(real, rel=0.01)  # doubly robust
+    assert number(table[6][1]) == pytest.approx(real, rel=0.01)  # doubly robust
     assert real > 1.05 * truth(feed, feed.look(1))
 
 
 def test_without_noise_a_page_is_worth_what_the_mean_earns(feed: Feed) -> None:
     feed.fill()
     found = feed.look(2)
-    kernel = cells(found)[-2]
-    assert kernel[0] == "kernel, self-normalised"
-    assert number(kernel[1]) == pytest.approx(found.means.mean(), rel=0.02)
+    weighted, robust = (next(row for row in cells(found) if row[0] == f"kernel, {how}") for how in KERNELS)
+    assert number(weighted[1]) == pytest.approx(found.means.mean(), rel=0.02)
+    assert number(robust[1]) == pytest.approx(found.means.mean(), rel=0.005)
+    (low, high), (lowest, highest) = bounds(robust), bounds(weighted)
+    assert high - low < 0.5 * (highest - lowest)
 
 
 def test_it_is_said_what_the_version_may_have_learned_from(feed: Feed) -> None:
@@ -218,17 +230,29 @@ def test_the_newest_sessions_are_read_from_the_end_and_only_whole_ones(feed: Fee
     feed.fill(40)
     late = feed.step("s-50", 0)
     feed.add(feed.episode("s-50", [late]), feed.episode("s-50", [late]))  # once more
-    found = newest_sessions(feed.log, "rl", 3)
-    assert list(found) == ["s-38", "s-39", "s-50"]
-    assert len(found["s-50"]) == 1
-    assert newest_sessions(feed.log, "another", 3) == {}
+    found = newest_sessions(feed.log, "rl", 3, MANY)
+    assert list(found.sessions) == ["s-38", "s-39", "s-50"]
+    assert len(found.sessions["s-50"]) == 1
+    assert newest_sessions(feed.log, "another", 3, MANY) == Read({}, 41, all=True)
 
 
 def test_sessions_behind_many_of_other_policies_are_found(feed: Feed) -> None:
     feed.fill(3)
     other = Decision(DecidedBy.BASELINE, "base", "control")
     feed.add(*(feed.episode(f"s-{i}", [replace(feed.step(f"s-{i}", 0), decision=other)]) for i in range(10, 90)))
-    assert list(newest_sessions(feed.log, "rl", 2)) == ["s-1", "s-2"]
+    assert list(newest_sessions(feed.log, "rl", 2, MANY).sessions) == ["s-1", "s-2"]
+    with pytest.raises(EvaluationError, match=r"weighed in the newest 40 episodes, found none$"):
+        feed.look(count=2, most=40)
+
+
+def test_no_more_is_looked_through_than_was_asked_for(feed: Feed) -> None:
+    feed.fill(40)
+    few = newest_sessions(feed.log, "rl", 1_000, 20)
+    assert (few.episodes, few.all, few.said) == (20, False, "the newest 20 episodes")
+    assert newest_sessions(feed.log, "rl", 3, 2).episodes == 2
+    everything = newest_sessions(feed.log, "rl", 1_000, 10_000)
+    assert (len(everything.sessions), everything.said) == (40, "all 40 episodes on the log")
+    assert ["read", "the newest 20 episodes"] in cells(feed.look(most=20))
 
 
 def test_a_session_that_began_before_what_was_read_is_left_out(feed: Feed) -> None:
@@ -237,8 +261,8 @@ def test_a_session_that_began_before_what_was_read_is_left_out(feed: Feed) -> No
     others = [f"s-{i}" for i in range(2, 60)]
     feed.add(*(feed.episode(s, [feed.step(s, 0)]) for s in others))
     feed.add(feed.episode("s-1", [replace(second, time_ms=10**6)]))
-    assert "s-1" not in newest_sessions(feed.log, "rl", 2)
-    assert len(newest_sessions(feed.log, "rl", 1_000)["s-1"]) == 2
+    assert "s-1" not in newest_sessions(feed.log, "rl", 2, MANY).sessions
+    assert len(newest_sessions(feed.log, "rl", 1_000, MANY).sessions["s-1"]) == 2
 
 
 def test_only_sessions_that_nothing_was_learned_from(feed: Feed) -> None:

@@ -22,7 +22,7 @@ from model_export.evaluation.estimators import (
     weighted_mean,
     weighted_self_normalised,
 )
-from model_export.evaluation.kernels import kernel_weights, page_kernel_weights
+from model_export.evaluation.kernels import blurred, kernel_weights, page_kernel_weights
 from model_export.evaluation.logged import Gathered, Sessions, Slices, gather
 from model_export.evaluation.ratios import (
     Target,
@@ -332,3 +332,11 @@ def test_a_pages_kernel_is_of_its_raw_action_given_its_noise(sessions: Sessions)
         width = bandwidth * SIGMA
         expected *= math.exp(log_density(means[5, k], sessions.raw[5, k], width)) / f
     assert page_kernel_weights(sessions, means, bandwidth)[5] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_pages_kernel_is_the_ratio_of_the_policy_that_it_blurs_the_target_to(sessions: Sessions) -> None:
+    """So a Q of that policy is what doubly robust estimates by kernels are to take."""
+    means, bandwidth = target_means(sessions), 0.3
+    logs = session_ratios(sessions, blurred(sessions, means, bandwidth))
+    before = np.where(sessions.first, 0.0, np.concatenate([[0.0], logs[:-1]]))
+    assert np.exp(logs - before) == pytest.approx(page_kernel_weights(sessions, means, bandwidth), rel=1e-9)
