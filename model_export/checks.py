@@ -52,7 +52,8 @@ class Trace(Struct, frozen=True):
 class Verdict(Struct, frozen=True):
     """What was decided about a candidate, with every number and reason.
 
-    kept: nothing wrong with the candidate, but the version in use stays (frozen by an operator, servers out of reach).
+    kept: nothing wrong with the candidate, but the version in use stays (frozen or pinned by an operator, servers out
+    of reach); in the tier "live", after a trial during which model servers were away.
     superseded: a newer candidate was there before this one was looked at.
     promoted, sent_back: it was served, and kept within its bounds, or left them; see `model_export/live.py`.
     certified, ended: of an epoch of the policy's buckets, in the tier "bucket"; see `model_export/certifying.py`.

@@ -60,7 +60,7 @@ class Summary(Struct):
     def count(self, verdict: Verdict) -> None:
         if verdict.outcome == "accepted":
             self.accepted += 1
-        elif verdict.tier in ("bucket", "live"):
+        elif verdict.tier in ("bucket", "live") and verdict.outcome != "kept":
             self.concluded[verdict.outcome] = self.concluded.get(verdict.outcome, 0) + 1
         elif verdict.outcome == "superseded":
             self.superseded += 1

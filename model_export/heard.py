@@ -21,7 +21,8 @@ _LOG = logging.getLogger(__name__)
 class Heard(Struct, frozen=True, omit_defaults=True):
     """Of a policy: its version and what was last heard of it; the same of the version before.
 
-    While another version is tried beside it: which, and what was known of this one when that began.
+    While another version is tried beside it: which, and what was known of both when what counts of that began. That is
+    the beginning of the trial, or the last time that model servers were found to have been away.
     """
 
     version: int
@@ -29,11 +30,26 @@ class Heard(Struct, frozen=True, omit_defaults=True):
     before: Usage | None = None
     trial: int | None = None
     base: Usage = Usage()
+    tried_base: Usage = Usage()
+    anew_ms: int = 0  # when servers were found to have been away; 0: they were not
+    usual: float = 1.0  # share of its pages that model servers answered in time, before the trial
 
     @property
     def beside(self) -> Usage:
-        """Since the trial began."""
-        return Usage(*(max(now - then, 0) for now, then in zip(astuple(self.usage), astuple(self.base), strict=True)))
+        return _since(self.base, self.usage)
+
+    def tried(self, usage: Usage) -> Usage:
+        """Of the other version, by all that was heard of it."""
+        return _since(self.tried_base, usage)
+
+
+def answered(usage: Usage) -> float:
+    """Calls that model servers answered in time, per page: below 1 where one call is for several pages. Pure."""
+    return (usage.calls - usage.slow) / usage.pages if usage.pages else 0.0
+
+
+def _since(then: Usage, now: Usage) -> Usage:
+    return Usage(*(max(after - before, 0) for before, after in zip(astuple(then), astuple(now), strict=True)))
 
 
 def heard(known: Heard | None, version: int, usage: Usage) -> Heard:
@@ -43,13 +59,22 @@ def heard(known: Heard | None, version: int, usage: Usage) -> Heard:
     return replace(known, usage=usage) if usage.pages >= known.usage.pages else known
 
 
-def beginning(known: Heard | None, version: int, canary: int) -> Heard:
-    """Of the version that a trial begins beside, before anything of that time was heard. Pure."""
+def beginning(known: Heard | None, version: int, canary: int, min_pages: int) -> Heard:
+    """Of the version that a trial begins beside, before anything of that time was heard. Pure.
+
+    With fewer than `min_pages` pages before, one answered call per page is what is usual.
+    """
     if known is None:
         return Heard(version, trial=canary)
     if known.version != version or known.trial == canary:
         return known
-    return replace(known, trial=canary, base=known.usage)
+    usual = answered(known.usage) if known.usage.pages >= min_pages else 1.0
+    return replace(known, trial=canary, base=known.usage, tried_base=Usage(), anew_ms=0, usual=usual)
+
+
+def anew(known: Heard, tried: Usage, now_ms: int) -> Heard:
+    """Nothing that was heard of a trial until now counts. Pure."""
+    return replace(known, base=known.usage, tried_base=tried, anew_ms=now_ms)
 
 
 def read_heard(models: Path) -> dict[str, Heard]:

@@ -6,6 +6,7 @@ that of the version before. What was wrong before, or is wrong with a server or 
 
 With `publish.canary` a version is on a share of its policy's buckets first. Then it is compared with the version that
 serves the rest at the same time; within the bounds it is promoted, beyond them sent back before most users met it.
+What is heard while model servers are away says nothing of either: then the trial begins anew, up to a limit.
 """
 
 from __future__ import annotations
@@ -14,20 +15,24 @@ import logging
 
 from model_export.checks import Check, Verdict, at_most, explain, first_failure
 from model_export.desired import DesiredState, PolicyState, Turn
-from model_export.heard import Heard, beginning, heard, read_heard, write_heard
+from model_export.heard import Heard, anew, answered, beginning, heard, read_heard, write_heard
 from model_export.housekeeping import HEARTBEAT_MS
 from model_export.promoting import promote
-from model_export.site import Site
+from model_export.site import Server, Site
 from model_export.turning import tried_since_ms, turn
 from model_export.verdicts import VerdictLog
 from pipeline.config.schema import Guard
+from pipeline.serving.errors import ServingError, Unavailable
 from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, read_heartbeats
 
+UNUSED = "live_pages"
 LOOK_MS = 1_000
 KNOWN_MS = 10_000  # agents look at a pointer every second; building a version takes seconds, and clocks differ
 _WRITE_MS = 5_000  # what was heard, while the versions are the same
 _TIMES = 2.0  # what a version's share has to be of that before, to be its fault
 _CALLED = 0.5  # of the pages: where fewer ask, the server is left alone, and the calls say nothing about a version
+_TRIALS = 10  # how often a trial may last before it ends for servers that are away
+_ANSWER_S = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,7 +72,8 @@ class LiveWatch:
     def _note_trial(self, name: str, pointer: Pointer) -> None:
         """Before this look's figures: a bad hour before the trial, or a good one, is not to be compared with."""
         if pointer.stable is not None and pointer.canary is not None:
-            self._heard[name] = beginning(self._heard.get(name), pointer.stable.version, pointer.canary.version)
+            versions = pointer.stable.version, pointer.canary.version
+            self._heard[name] = beginning(self._heard.get(name), *versions, self._rules.min_pages)
 
     def _hear_trial(self, name: str, version: int, beats: list[Heartbeat]) -> None:
         said = [b.canary_usage[name] for b in beats if b.canaries.get(name) == version and name in b.canary_usage]
@@ -106,25 +112,62 @@ class LiveWatch:
         if rules is None:
             return promote(self._site, verdicts, state, name, "publish.canary is no longer in the config")
         self._hear_trial(name, canary.version, beats)
-        trial_ms = self._site.clock_ms() - since_ms
-        held = trial_ms >= rules.hold
-        checks = self._trial_checks(name, policy, beats, held)
+        now_ms, began_ms = self._site.clock_ms(), max(since_ms, self._heard[name].anew_ms)
+        held = now_ms - began_ms >= rules.hold
+        checks = self._trial_checks(name, policy, beats, began_ms if held else None)
         failed = first_failure(checks)
-        if failed is not None:
+        if failed is not None and failed.name != UNUSED:
             return self._send_back(verdicts, state, name, (canary, stable), failed)
-        nobody = trial_ms >= KNOWN_MS and not any(name in beat.versions for beat in beats)
+        nobody = now_ms - began_ms >= KNOWN_MS and not any(name in beat.versions for beat in beats)
         if not held or not (checks or nobody):
             return state, None
+        away = self._away(name, policy, failed) if checks else self._silent(policy.model_name, stable)
+        if away is not None:
+            limit_ms = _TRIALS * max(rules.hold, KNOWN_MS)
+            return self._try_anew(verdicts, state, name, away, over=now_ms - since_ms >= limit_ms)
+        if failed is not None:
+            return self._send_back(verdicts, state, name, (canary, stable), failed)
         on_share = f"within its bounds on {policy.pointer.share:.0%} of its buckets"
         detail = on_share if checks else "no agent follows the policy: there is nobody to try it on"
         return promote(self._site, verdicts, state, name, detail, checks)
 
-    def _trial_checks(self, name: str, policy: PolicyState, beats: list[Heartbeat], held: bool) -> tuple[Check, ...]:
-        tried, beside = self._tried[name].usage, self._heard[name].beside
+    def _trial_checks(
+        self, name: str, policy: PolicyState, beats: list[Heartbeat], began_ms: int | None
+    ) -> tuple[Check, ...]:
+        """`began_ms`: None before it has lasted for long enough."""
+        known = self._heard[name]
+        tried, beside = known.tried(self._tried[name].usage), known.beside
         checks = live_checks(self._rules, tried, beside)
-        if checks or not held or tried.pages:
+        if checks or began_ms is None or tried.pages:
             return checks
-        return taken_up(self._rules, uses(name, policy, beats), beside, policy.pointer.share)
+        return taken_up(self._rules, uses(name, policy, beats, began_ms), beside, policy.pointer.share)
+
+    def _away(self, name: str, policy: PolicyState, failed: Check | None) -> Check | None:
+        """Whether servers left pages unanswered: of the version that is tried, or, if no agent uses it, of the other,
+        which every agent can use that reaches a server."""
+        known = self._heard[name]
+        found = unanswered(known.tried(self._tried[name].usage) if failed is None else known.beside, known.usual)
+        return None if found.passed else found
+
+    def _silent(self, model: str, stable: Served) -> Check | None:
+        """Agents that have just begun cannot follow the policy while no server has its version."""
+        servers = [_has(server, model, stable.version) for server in _now(self._site)]
+        found = Check("live_servers", float(sum(servers)), 1.0, any(servers), len(servers), ">= 1")
+        return None if found.passed else found
+
+    def _try_anew(
+        self, verdicts: VerdictLog, state: DesiredState, name: str, away: Check, *, over: bool
+    ) -> tuple[DesiredState, Verdict | None]:
+        policy, now_ms = state.policies[name], self._site.clock_ms()
+        stable, canary = policy.pointer.stable, policy.pointer.canary
+        assert stable is not None
+        assert canary is not None
+        _LOG.warning("%s version %d: model servers were away (%s)", name, canary.version, explain(away))
+        if over and not policy.pointer.frozen:
+            draft = _given_up(name, policy, (canary, stable), away)
+            return turn(self._site, verdicts, state, name, Turn(draft, left=canary, to=stable))
+        self._heard[name] = anew(self._heard[name], self._tried[name].usage, now_ms)
+        return state, None
 
     def _send_back(
         self, verdicts: VerdictLog, state: DesiredState, name: str, way: tuple[Served, Served], failed: Check
@@ -153,13 +196,20 @@ def live_checks(rules: Guard, now: Usage, before: Usage | None) -> tuple[Check, 
     return tuple(checks)
 
 
-def uses(name: str, policy: PolicyState, beats: list[Heartbeat]) -> tuple[bool, ...]:
+def unanswered(usage: Usage, usual: float) -> Check:
+    """Fails where servers answered less than half of what they usually do, in time."""
+    found, bound = answered(usage), _CALLED * usual
+    wanted = f">= {bound:g} answered calls per page"
+    return Check("live_answered", found, bound, found >= bound, usage.pages, wanted)
+
+
+def uses(name: str, policy: PolicyState, beats: list[Heartbeat], began_ms: int) -> tuple[bool, ...]:
     """Whether it uses the canary, of each agent that has had the time to: pages of before it could know of it say
     nothing about it."""
-    canary, since_ms = policy.pointer.canary, tried_since_ms(policy)
-    if canary is None or since_ms is None:
+    canary = policy.pointer.canary
+    if canary is None:
         return ()
-    knowing = [beat for beat in beats if name in beat.versions and beat.time_ms - since_ms >= KNOWN_MS]
+    knowing = [beat for beat in beats if name in beat.versions and beat.time_ms - began_ms >= KNOWN_MS]
     return tuple(beat.canaries.get(name) == canary.version for beat in knowing)
 
 
@@ -169,11 +219,25 @@ def taken_up(rules: Guard, uses: tuple[bool, ...], beside: Usage, share: float) 
     if not uses or any(uses) or due < rules.min_pages:
         return ()
     note = f"{due:.0f} were due: none of {len(uses)} agents uses it"
-    return (Check("live_pages", 0.0, 1.0, False, beside.pages, ">= 1", note),)
+    return (Check(UNUSED, 0.0, 1.0, False, beside.pages, ">= 1", note),)
 
 
 def _share(name: str, count: int, of: int, before: float, bound: float) -> Check:
     return at_most(name, count / of, max(bound, _TIMES * before), n=of, note=f"{before:g} with the other version")
+
+
+def _now(site: Site) -> tuple[Server, ...]:
+    try:
+        return tuple(site.servers)
+    except Unavailable:
+        return ()
+
+
+def _has(server: Server, model: str, version: int) -> bool:
+    try:
+        return any(s.version == version and s.state == "AVAILABLE" for s in server.status(model, _ANSWER_S))
+    except ServingError:
+        return False
 
 
 def _verdict(name: str, policy: PolicyState, way: tuple[Served, Served], failed: Check) -> Verdict:
@@ -189,4 +253,20 @@ def _verdict(name: str, policy: PolicyState, way: tuple[Served, Served], failed:
         accepted_before=back_to.version,
         certified=policy.certified.version if policy.certified else None,
         checks=(failed,),
+    )
+
+
+def _given_up(name: str, policy: PolicyState, way: tuple[Served, Served], away: Check) -> Verdict:
+    (canary, stable) = way
+    return Verdict(
+        candidate=f"canary-{canary.version}",
+        policy=name,
+        tier="live",
+        outcome="kept",
+        reason="server_unreachable",
+        detail=f"model servers were away too long to try it; {explain(away)}",
+        version=canary.version,
+        accepted_before=stable.version,
+        certified=policy.certified.version if policy.certified else None,
+        checks=(away,),
     )

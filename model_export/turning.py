@@ -4,10 +4,13 @@ loses neither.
   decided   the verdict's draft, in the desired state
   turned    the pointer, by compare-and-set: agents follow
   recorded  the verdict
+  followed  the desired state
 Every step can be run again after it was done, so `finish` is its own recovery.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -20,6 +23,8 @@ from model_export.sending_back import send_back, tell_candidates
 from model_export.site import Site
 from model_export.verdicts import VerdictLog
 from pipeline.stores.published import Pointer, Served, change_pointer
+
+_Change = Callable[[Pointer], Pointer]
 
 
 def tried_since_ms(policy: PolicyState) -> int | None:
@@ -49,17 +54,25 @@ def finish(site: Site, verdicts: VerdictLog, state: DesiredState, name: str) -> 
     policy, verdict = state.policies[name], None
     way = policy.turn
     assert way is not None
-    promotes = way.draft.outcome == "promoted"
-    pointer = _promoted(site, name, way.to) if promotes else send_back(site, name, way.to, left=way.left)
+    pointer = _turned(site, name, way)
     site.on_step(name, "turned")
     if _so(pointer, way):
         verdict = record(site, verdicts, way.draft)
         site.on_step(name, "recorded")
-        if promotes:
+        if way.draft.outcome == "promoted":
             _observe(site, name, policy.model_name, way.to, tried_since_ms(policy))
     state = site.write(state, name, follow(replace(policy, turn=None), pointer, site.clock_ms()))
+    site.on_step(name, "followed")
     tell_candidates(site, name, state.policies[name])
     return state, verdict
+
+
+def _turned(site: Site, name: str, way: Turn) -> Pointer:
+    if way.draft.outcome == "promoted":
+        return _change(site, name, lambda now: _promoted(now, way.to))
+    if way.draft.outcome == "kept":
+        return _change(site, name, lambda now: replace(now, canary=None, share=0.0) if now.canary == way.left else now)
+    return send_back(site, name, way.to, left=way.left)
 
 
 def _so(pointer: Pointer, way: Turn) -> bool:
@@ -69,16 +82,21 @@ def _so(pointer: Pointer, way: Turn) -> bool:
     return way.left not in (pointer.stable, pointer.canary)
 
 
-def _promoted(site: Site, name: str, canary: Served) -> Pointer:
-    def promoted(now: Pointer) -> Pointer:
+def _promoted(now: Pointer, canary: Served) -> Pointer:
+    if now.canary != canary or now.frozen:
+        return now
+    return replace(now, stable=canary, previous=now.stable, canary=None, share=0.0)
+
+
+def _change(site: Site, name: str, change: _Change) -> Pointer:
+    def fenced(now: Pointer) -> Pointer:
         if now.fence > site.lease.token:
             site.lease.lost()
-        if now.canary != canary or now.frozen:
-            return now
-        return replace(now, stable=canary, previous=now.stable, canary=None, share=0.0, fence=site.lease.token)
+        after = change(now)
+        return now if after == now else replace(after, fence=site.lease.token)
 
     site.lease.check()
-    return change_pointer(site.store, site.prefix, name, promoted)[1]
+    return change_pointer(site.store, site.prefix, name, fenced)[1]
 
 
 def _observe(site: Site, name: str, model: str, canary: Served, since_ms: int | None) -> None:

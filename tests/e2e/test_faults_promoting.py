@@ -1,0 +1,69 @@
+"""A controller that dies while it gives a version to all that was tried on a share, with users there. See
+faulty_matrix.py."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from model_export.desired import PolicyState, read_desired
+from model_export.verdicts import read_verdicts
+from tests.e2e.faulty_loop import Loop, eventually
+from tests.e2e.faulty_matrix import PAGES, check_whole, decided_pages
+from tests.e2e.faulty_trainer import CONFIG, POLICY
+
+RULES = "guard: {min_pages: 20, slow: 1m}, canary: {share: 0.3, hold: 1s}"
+LOOP_CONFIG = CONFIG.replace("load_timeout: 60s}", f"load_timeout: 60s, {RULES}}}")
+STEPS = ("decided", "turned", "recorded", "followed")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.needs_redis]
+
+
+def desired(loop: Loop) -> PolicyState:
+    state = read_desired(loop.models)
+    assert state is not None
+    return state.policies[POLICY]
+
+
+def on_trial(loop: Loop) -> bool:
+    """Published, with nothing left to do but to wait."""
+    policy = desired(loop)
+    return policy.pointer.canary is not None and policy.pending is None
+
+
+def promoted(loop: Loop, version: int) -> int:
+    return sum(v.outcome == "promoted" and v.version == version for v in read_verdicts(loop.models))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_page_fails_and_it_is_promoted_once(loop: Loop, step: str) -> None:
+    before = loop.pointer().stable
+    loop.trainer.candidate()
+    eventually(lambda: on_trial(loop), "a version on its share")
+    tried = desired(loop).pointer.canary
+    assert before is not None
+    assert tried is not None
+    loop.order("one", f"{int(signal.SIGKILL)} {step}")
+    eventually(lambda: loop.ended("one") is not None, f"death of the controller after {step}")
+    assert loop.ended("one") == -signal.SIGKILL
+    turned, recorded = STEPS.index(step) >= 1, STEPS.index(step) >= 2
+    left = loop.pointer()
+    assert (left.stable, left.canary) == ((tried, None) if turned else (before, tried))
+    assert promoted(loop, tried.version) == int(recorded)
+    assert (desired(loop).turn is None) == (step == STEPS[-1])
+
+    since = len(loop.pages)
+    eventually(lambda: len(loop.pages) >= since + PAGES and loop.policy_decides(since), "pages with no controller")
+    loop.start_controller("one")
+    eventually(lambda: loop.told("served_version") == tried.version, "a controller that knows what is served")
+    assert (loop.pointer().stable, loop.pointer().canary, loop.pointer().previous) == (tried, None, before)
+    assert (promoted(loop, tried.version), desired(loop).turn, desired(loop).pointer) == (1, None, loop.pointer())
+    since = len(loop.pages)
+    eventually(lambda: loop.policy_decides(since, tried.version), f"pages by version {tried.version}")
+    assert loop.failed == []
+
+
+def test_every_decision_was_made_with_one_version_whole(loop: Loop) -> None:
+    decided = decided_pages(loop)
+    assert set(decided) == {*range(1, len(STEPS) + 2)}
+    check_whole(loop, decided)
