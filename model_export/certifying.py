@@ -2,7 +2,7 @@
 
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
 ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
-            operator has looked, and a new epoch begins
+            operator has looked, and a new epoch begins; a pinned version stays
 superseded  the buckets were given other slots, so the units before are not to be weighed with those after; a new epoch
             begins, and nothing else happens
 
@@ -211,17 +211,18 @@ def _name(epoch: int) -> str:
 
 
 def _verdict(policy: str, state: PolicyState, found: Evidence) -> Verdict:
-    stable = state.pointer.stable
+    stable, pinned = state.pointer.stable, state.pointer.pinned
+    ended = found.conclusion != "certified"
     return Verdict(
         candidate=_name(found.epoch),
         policy=policy,
         tier="bucket",
-        outcome="certified" if found.conclusion == "certified" else "ended",
+        outcome="ended" if ended else "certified",
         reason=found.reason,
-        detail=_told(found),
+        detail=f"{_told(found)}{'; it is pinned, and stays' if ended and pinned else ''}",
         version=stable.version if stable else None,
         accepted_before=stable.version if stable else None,
-        certified=state.certified.version if state.certified else None,
+        certified=state.certified.version if state.certified and not (ended and pinned) else None,  # what serves then
         bucket=found,
     )
 

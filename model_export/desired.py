@@ -28,7 +28,8 @@ DESIRED = "desired.json"
 MODELS_CONFIG = "models.config"
 _LOG = logging.getLogger(__name__)
 
-Role = Literal["stable", "canary", "previous", "pinned", "loading", "draining"]
+# "pinned" is "certified", as it was called before policies could be pinned.
+Role = Literal["stable", "canary", "previous", "certified", "pinned", "loading", "draining"]
 
 
 class Loaded(Struct, frozen=True):
@@ -52,7 +53,7 @@ class Pending(Struct, frozen=True):
 class Turn(Struct, frozen=True):
     """What live pages have decided about a pointer: enough to do it, and to say so, after a crash."""
 
-    draft: Verdict  # promoted, or sent_back
+    draft: Verdict  # promoted, sent_back, or kept: tried no longer
     left: Served
     to: Served
 
@@ -131,7 +132,7 @@ def drained(policy: PolicyState, in_use: frozenset[int], now_ms: int, least_ms: 
 def _with_roles(policy: PolicyState, now_ms: int) -> PolicyState:
     roles: dict[Served, Role] = {}
     if policy.certified:
-        roles[policy.certified] = "pinned"
+        roles[policy.certified] = "certified"
     if policy.pointer.previous:
         roles[policy.pointer.previous] = "previous"
     if policy.pointer.canary:

@@ -48,9 +48,9 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
         blank = _described(blank, candidate, site)
         if must_go_back(policy.pointer, candidate.gone_back):
             return replace(blank, outcome="kept", reason="before_rollback", detail=given_up(policy.pointer))
-        if policy.pointer.frozen:
+        if policy.pointer.frozen and not policy.pointer.pinned:
             return replace(blank, outcome="kept", reason="frozen", detail="publishing is frozen until it is released")
-        return _concluded(blank, _checks(site, policy, source, candidate))
+        return _kept_if_pinned(policy.pointer, _concluded(blank, _checks(site, policy, source, candidate)))
     except (CandidateError, SnapshotError) as error:
         return replace(blank, reason="unusable", detail=str(error))
     except FeatureError as error:
@@ -64,6 +64,15 @@ def judge(site: Site, policy: PolicyState, name: str, source: Path) -> Verdict:
 def given_up(pointer: Pointer) -> str:
     assert pointer.back is not None
     return f"made of what was learned before its trainer went back to candidate {pointer.back.candidate}"
+
+
+def _kept_if_pinned(pointer: Pointer, verdict: Verdict) -> Verdict:
+    """What it would have been is in its checks: whoever releases the policy knows what comes then."""
+    if not pointer.pinned or verdict.outcome != "accepted":
+        return verdict
+    assert pointer.stable is not None
+    detail = f"passed its checks; version {pointer.stable.version} is pinned until the policy is released"
+    return replace(verdict, outcome="kept", reason="pinned", detail=detail)
 
 
 def _described(blank: Verdict, candidate: Candidate, site: Site) -> Verdict:

@@ -186,8 +186,9 @@ def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Po
         if now.fence > site.lease.token:
             site.lease.lost()
         if now.frozen and now.stable is not None:
-            message = "publishing was frozen while the version was loading"
-            raise Kept(message, "frozen")
+            held = "pinned" if now.pinned else "frozen"
+            message = f"the policy was {held} while the version was loading"
+            raise Kept(message, held)
         if must_go_back(now, candidate.gone_back) and now.stable is not None:
             message = "the policy was rolled back, and released, while the version was loading"
             raise Kept(message, "before_rollback")

@@ -42,7 +42,8 @@ def tell_candidates(site: Site, name: str, policy: PolicyState) -> None:
 
 
 def send_back(site: Site, policy: str, to: Served, left: Served | None = None) -> Pointer:
-    """Frozen, and the trainer is to go back with it. Given what is `left`: unless that serves nobody any more.
+    """Frozen, and the trainer is to go back with it; unless an operator has pinned a version, or what is `left`, if
+    given, serves nobody any more.
 
     Raises: LeaseLost, StoreError.
     """
@@ -51,7 +52,7 @@ def send_back(site: Site, policy: str, to: Served, left: Served | None = None) -
     def back(now: Pointer) -> Pointer:
         if now.fence > site.lease.token:
             site.lease.lost()
-        if left is not None and left not in (now.stable, now.canary):
+        if now.pinned or (left is not None and left not in (now.stable, now.canary)):
             return now
         after = sent_back(now, to, candidate or "")
         return replace(after, fence=site.lease.token, back=after.back if candidate else now.back)

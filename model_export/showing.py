@@ -22,6 +22,8 @@ def show(metrics: Metrics, state: DesiredState) -> None:
     for name, policy in state.policies.items():
         pointer = policy.pointer
         metrics.gauge("frozen", pointer.frozen, policy=name)
+        pinned = pointer.stable.version if pointer.pinned and pointer.stable else 0
+        metrics.gauge("pinned_version", pinned, policy=name)
         metrics.gauge("off", pointer.off, policy=name)
         metrics.gauge("canary_version", pointer.canary.version if pointer.canary else 0, policy=name)
         for loaded in policy.loaded:

@@ -17,6 +17,7 @@ from pipeline.stores.published import (
     read_pointers,
     read_version,
     sent_back,
+    turned_to,
 )
 from pipeline.stores.store import KeyValueStore
 
@@ -54,6 +55,25 @@ def roll_back(store: KeyValueStore, prefix: str, policy: str, to: int | None = N
     return before.canary or before.stable, after.stable
 
 
+def pin(store: KeyValueStore, prefix: str, policy: str, to: int | None = None) -> Served:
+    """Hold a policy to this version (None: the one in use) until `release`, whatever live pages and evidence say of it.
+    The trainer goes on learning, and what it makes is checked, and kept.
+
+    Returns: the version served now. Raises: SwitchError, StoreError.
+    """
+    named = None if to is None else Served(to, _published(store, prefix, policy, to).parameters)
+
+    def pinned(pointer: Pointer) -> Pointer:
+        if pointer.stable is None:
+            message = f"policy {policy!r}: expected a version to pin, found none published"
+            raise SwitchError(message)
+        return replace(turned_to(pointer, named or pointer.stable), pinned=True)
+
+    after = change_pointer(store, prefix, policy, pinned)[1]
+    assert after.stable is not None
+    return after.stable
+
+
 def _before(pointer: Pointer) -> Served | None:
     return pointer.stable if pointer.canary is not None else pointer.previous
 
@@ -85,6 +105,6 @@ def release(store: KeyValueStore, prefix: str, policy: str, *, as_it_is: bool = 
 
     def released(pointer: Pointer) -> Pointer:
         back = GoBack(pointer.back.number + 1, None) if as_it_is and pointer.back else pointer.back
-        return replace(pointer, frozen=False, back=back)
+        return replace(pointer, frozen=False, pinned=False, back=back)
 
     change_pointer(store, prefix, policy, released)

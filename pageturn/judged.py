@@ -13,6 +13,7 @@ from pageturn.options import FOLDER, options
 
 if TYPE_CHECKING:
     from model_export.checks import Check, Verdict
+    from model_export.desired import PolicyState
 
 _NEWEST = 20
 _MODELS = click.option("--models", type=FOLDER, help="Model volume that the servers read; with it, no run.")
@@ -31,9 +32,7 @@ def versions(policy: str, folder: Path | None, models: Path | None, newest: int)
 
     models = _volume(folder, models)
     state = read_desired(models)
-    loaded = {}
-    if state is not None and policy in state.policies:
-        loaded = {entry.version: entry.role for entry in state.policies[policy].loaded}
+    loaded = _loaded_as(state.policies[policy]) if state is not None and policy in state.policies else {}
     verdicts = _of(policy, models)
     out = {each.verdict.version: _when(each.since_ms) for each in went_out(verdicts)}
     accepted = [v for v in verdicts if v.outcome == "accepted"][-newest:]
@@ -42,6 +41,11 @@ def versions(policy: str, folder: Path | None, models: Path | None, newest: int)
         for v in accepted
     ]
     click.echo(render([("version", "accepted", "served to all", "candidate", "role"), (), *rows], policy))
+
+
+def _loaded_as(policy: PolicyState) -> dict[int, str]:
+    held = ", pinned" if policy.pointer.pinned else ""
+    return {entry.version: entry.role + held * (entry.role == "stable") for entry in policy.loaded}
 
 
 @click.command()

@@ -111,7 +111,8 @@ def _say_policies(config_path: Path, store_url: str, models: Path, servers: tupl
 
 def _policy_rows(policy: PolicyStatus) -> Iterator[tuple[str, str]]:
     pointer, verdict = policy.pointer, policy.last_verdict
-    held = [name for name, is_so in (("off", pointer.off), ("frozen", pointer.frozen)) if is_so]
+    holds = (("off", pointer.off), ("frozen", pointer.frozen and not pointer.pinned), ("pinned", pointer.pinned))
+    held = [name for name, is_so in holds if is_so]
     served = "nothing: not bootstrapped" if pointer.stable is None else f"version {pointer.stable.version}"
     yield "serves", ", ".join([served, *held])
     if pointer.canary is not None:
@@ -155,12 +156,17 @@ def dashboard(folder: Path | None, port: int) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["off", "on", "freeze", "release", "rollback"]))
+@click.argument("what", type=click.Choice(["off", "on", "freeze", "pin", "release", "rollback"]))
 @click.argument("policy")
 @options("run")
 @click.option("--config", "config_path", type=FILE, help="Feature config (YAML); with --store, no run.")
 @click.option("--store", "store_url", help="Key-value store: sqlite:///file or redis://...")
-@click.option("--to", "version", type=click.IntRange(1), help="rollback: to this version [default: the one before].")
+@click.option(
+    "--to",
+    "version",
+    type=click.IntRange(1),
+    help="rollback: to this version [default: the one before]; pin: this one [default: the one in use].",
+)
 @click.option("--as-it-is", is_flag=True, help="release: also what a trainer makes that could not go back.")
 def switch(
     what: str,
@@ -174,12 +180,14 @@ def switch(
     """Take a policy off or back, or hold its publishing.
 
     off: its users get the baseline, within a second or two, until `on`. freeze: no candidate is published until
-    `release`. rollback: an earlier version serves again, frozen, and the trainer goes on from what it was when it made
-    that one; nothing that it made since is published any more.
+    `release`. pin: a version serves, and no other until `release`, whatever is found out about it; the trainer goes on,
+    and what it makes is checked and kept. rollback: an earlier version serves again, frozen, and the trainer goes on
+    from what it was when it made that one; nothing that it made since is published any more.
     """
-    for option, belongs, given in (("--to", "rollback", version is not None), ("--as-it-is", "release", as_it_is)):
-        if given and what != belongs:
-            message = f"{option} belongs to {belongs}, found {what}"
+    given = (("--to", ("rollback", "pin"), version is not None), ("--as-it-is", ("release",), as_it_is))
+    for option, belongs, is_given in given:
+        if is_given and what not in belongs:
+            message = f"{option} belongs to {' and '.join(belongs)}, found {what}"
             raise click.UsageError(message)
     from model_export import switches
     from pipeline.config.reading import load_config
@@ -198,6 +206,8 @@ def switch(
         elif what == "rollback":
             left, now = switches.roll_back(store, prefix, policy, version)
             told = f"rolled back from version {left.version} to {now.version}, and frozen; its trainer goes back, too"
+        elif what == "pin":
+            told = f"pinned to version {switches.pin(store, prefix, policy, version).version}"
         elif what == "freeze":
             switches.freeze(store, prefix, policy)
             told = "frozen"

@@ -116,6 +116,8 @@ CONTROLLER = Process(
         Family("served_since_timestamp_seconds", _G, "When that version went out.", ("policy",)),
         Family("frozen", _G, "1 while nothing is published for a policy: somebody, or the evidence, said so.",
                ("policy",)),
+        Family("pinned_version", _G, "Version that somebody has pinned a policy to, frozen as well; 0: none.",
+               ("policy",)),
         Family("off", _G, "1 while the kill switch has a policy off.", ("policy",)),
         Family("canary_version", _G, "Version that is tried on a share of a policy's buckets; 0: none.", ("policy",)),
         Family("candidate_to_served_seconds", _H, "From the candidate's export to its being served.", ("policy",),

@@ -53,6 +53,7 @@ class Pointer(Struct, frozen=True, omit_defaults=True):
     previous: Served | None = None  # stays loaded: where a rollback goes
     frozen: bool = False  # nothing is published until an operator releases the policy
     back: GoBack | None = None  # the last one
+    pinned: bool = False  # and frozen: nothing but an operator gives the policy another version
 
 
 class VersionRecord(Struct, frozen=True, omit_defaults=True):
@@ -145,19 +146,17 @@ def change_pointer(
     return _change(store, pointer_key(prefix, policy), Pointer, Pointer(), change)
 
 
+def turned_to(pointer: Pointer, to: Served) -> Pointer:
+    """Serves `to`, all of its buckets, and nothing newer until the policy is released."""
+    previous = pointer.previous if pointer.stable == to else pointer.stable
+    return replace(pointer, stable=to, previous=previous, canary=None, share=0.0, frozen=True, pinned=False)
+
+
 def sent_back(pointer: Pointer, to: Served, candidate: str) -> Pointer:
-    """Serves `to`, which the candidate became, and nothing newer until the policy is released. Whatever is made of what
-    the trainer learned since then is not published at all."""
+    """Serves `to`, which the candidate became; whatever is made of what the trainer learned since then is not published
+    at all."""
     number = pointer.back.number + 1 if pointer.back else 1
-    return replace(
-        pointer,
-        stable=to,
-        previous=pointer.previous if pointer.stable == to else pointer.stable,
-        canary=None,
-        share=0.0,
-        frozen=True,
-        back=GoBack(number, candidate),
-    )
+    return replace(turned_to(pointer, to), back=GoBack(number, candidate))
 
 
 def must_go_back(pointer: Pointer, gone_back: int) -> bool:

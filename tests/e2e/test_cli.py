@@ -289,7 +289,8 @@ def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
     change_pointer(store, "ebn", "rl_a", lambda _: Pointer(stable=new, previous=old))
 
     def switched(what: str) -> Pointer:
-        result = run(place, f"switch {what} rl_a {GOOD} {STORE}")
+        name, *rest = what.split()
+        result = run(place, f"switch {name} rl_a {' '.join(rest)} {GOOD} {STORE}")
         assert result.exit_code == 0, result.output
         assert result.output.startswith("rl_a: ")
         return read_pointers(store, "ebn", ("rl_a",))["rl_a"]
@@ -298,6 +299,9 @@ def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
     assert not switched("on").off
     assert switched("freeze").frozen
     assert not switched("release").frozen
+    assert switched("pin --to 1") == Pointer(stable=old, previous=new, frozen=True, pinned=True)
+    assert switched("release") == Pointer(stable=old, previous=new)
+    change_pointer(store, "ebn", "rl_a", lambda _: Pointer(stable=new, previous=old))
     back = GoBack(1, "candidate-1")
     assert switched("rollback") == Pointer(stable=old, previous=new, frozen=True, back=back)
     assert read_pointers(store, "ebn", ("rl_b",))["rl_b"] == Pointer()

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from model_export.live import KNOWN_MS
 from model_export.status import status
-from model_export.switches import freeze, release, roll_back, set_off
+from model_export.switches import freeze, pin, release, roll_back, set_off
 from model_export.verdicts import VerdictLog, read_verdicts
 from pipeline.config.schema import Canary, Guard
 from pipeline.stores.published import GoBack, Heartbeat, Usage, write_heartbeat
@@ -221,6 +221,14 @@ def test_an_operator_goes_back_from_it_to_what_serves_the_rest(tried: Any) -> No
     assert tried.pointer().frozen
 
 
+@pytest.mark.parametrize(("to", "served"), [(None, 1), (2, 2)])
+def test_a_pin_ends_the_trial(tried: Any, to: int | None, served: int) -> None:
+    tried.run()
+    assert pin(tried.store, "fd", "rl", to).version == served
+    assert later(tried, canary=BAD).concluded == {}
+    assert state_of(tried) == (served, None, 0.0)
+
+
 def test_a_config_that_asks_for_none_any_more_has_it_promoted(tried: Any) -> None:
     tried.run()
     configure(tried, None)
@@ -307,6 +315,14 @@ def test_what_an_operator_did_meanwhile_stands(tried: Any) -> None:
     assert tried.run("two").concluded == {}
     assert state_of(tried) == (1, None, 0.0)
     assert tried.pointer().frozen
+
+
+def test_a_pin_in_between_stands_too(tried: Any) -> None:
+    breaks_off(tried, "decided", BAD, 2_000)
+    pin(tried.store, "fd", "rl", to=2)
+    assert tried.run("two").concluded == {}
+    assert state_of(tried) == (2, None, 0.0)
+    assert (tried.pointer().pinned, tried.pointer().back) == (True, None)
 
 
 def test_and_what_was_done_before_that_is_on_record(tried: Any) -> None:

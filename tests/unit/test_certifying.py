@@ -16,8 +16,9 @@ from model_export.certifying import read_evidence
 from model_export.checks import Verdict
 from model_export.controller import ControllerError, Summary
 from model_export.evaluation.evidence import Epoch
+from model_export.served import serving
 from model_export.status import status
-from model_export.switches import release
+from model_export.switches import pin, release
 from model_export.verdicts import read_verdicts
 from pageturn.operating import _policy_rows
 from pipeline.config.schema import Certification, Stream
@@ -134,6 +135,19 @@ def test_a_worse_bucket_goes_back_to_the_certified_version_and_waits_for_an_oper
     assert feed.run().kept == {"before_rollback": 1}
     release(feed.world.store, "fd", "rl")
     assert published(feed, 3_000, gone_back=1) > version
+
+
+def test_a_worse_bucket_that_is_pinned_stays_and_is_on_record(feed: Feed) -> None:
+    version = published(feed, 1_000)
+    pin(feed.world.store, "fd", "rl")
+    feed.earn(1.0, 2.0)
+    assert feed.run().concluded == {"ended": 1}
+    pointer = feed.world.pointer()
+    assert (pointer.stable.version, pointer.pinned, pointer.back) == (version, True, None)
+    (verdict,) = feed.conclusions()
+    assert verdict.detail.endswith("; it is pinned, and stays")
+    assert serving(read_verdicts(feed.world.models)).version == version
+    assert feed.epoch().number == 2
 
 
 def test_the_status_says_how_the_open_epoch_stands(feed: Feed) -> None:

@@ -60,7 +60,7 @@ def roles(policy: PolicyState) -> dict[int, str]:
 def test_the_first_version_is_certified_and_stays_loaded() -> None:
     assert roles(published(1)) == {1: "stable"}
     assert roles(published(1, 2)) == {1: "previous", 2: "stable"}
-    assert roles(published(1, 2, 3, 4)) == {1: "pinned", 2: "draining", 3: "previous", 4: "stable"}
+    assert roles(published(1, 2, 3, 4)) == {1: "certified", 2: "draining", 3: "previous", 4: "stable"}
 
 
 def test_a_reserved_version_is_not_loaded_before_its_folder_is_in_place() -> None:
@@ -78,7 +78,7 @@ def test_a_withdrawn_version_leaves_every_list_but_not_its_number() -> None:
 
 def test_following_a_rollback_swaps_the_roles() -> None:
     back = follow(published(1, 2, 3), Pointer(stable=served(2), previous=served(3)), 900)
-    assert roles(back) == {1: "pinned", 2: "stable", 3: "previous"}
+    assert roles(back) == {1: "certified", 2: "stable", 3: "previous"}
 
 
 def test_a_canary_is_loaded() -> None:

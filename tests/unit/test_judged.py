@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from model_export.switches import pin
 from pageturn.__main__ import main
 from pageturn.run import new_run
 from tests.conftest import ROOT
@@ -39,6 +40,13 @@ def test_versions_with_when_what_of_and_what_as(judged: Any) -> None:
     assert (rows[0][1], rows[0][1:3]) == ("1970-01-01", rows[0][3:5])
     assert said(judged, "versions", "rl", "--newest", "1").count("stable") == 1
     assert "previous" not in said(judged, "versions", "rl", "--newest", "1")
+
+
+def test_a_pinned_version_is_told_from_the_others(judged: Any) -> None:
+    pin(judged.store, "fd", "rl", to=1)
+    judged.run()
+    rows = [line.rstrip() for line in said(judged, "versions", "rl").splitlines()[-2:]]
+    assert [row.split("  ")[-1] for row in rows] == ["stable, pinned", "previous"]
 
 
 def test_a_verdict_by_version_or_by_candidate_with_every_number(judged: Any) -> None:
