@@ -34,7 +34,7 @@ from pipeline.features.stored_vectors import StoredVectors
 from pipeline.logs.log import Entry, EventLog
 from pipeline.monitoring.catalogue import AGENT
 from pipeline.monitoring.metrics import Metrics
-from pipeline.records import SCHEMA_VERSION, DecidedBy, Feedback, Impression
+from pipeline.records import SCHEMA_VERSION, DecidedBy, Feedback, Impression, Item
 from pipeline.stores.published import Usage
 from pipeline.stores.store import KeyValueStore
 
@@ -157,12 +157,13 @@ class Agent:
 
     def _settle(self, request: PageRequest, outcome: Outcome) -> PageDecision | AgentRequestError:
         """Remember and log, unless a twin of the request was quicker: then its decision is the answer."""
-        payload = encode(self._impression(request, outcome))
+        shown = tuple(map(request.items.__getitem__, outcome.order))
+        payload = encode(self._impression(request, shown, outcome))
         limit = self._config.stream.max_event_bytes
         if len(payload) > limit:
             msg = f"request {request.request_id}: expected an impression of at most {limit} bytes, found {len(payload)}"
             return AgentRequestError(msg)
-        ids = tuple(request.items[position].item_id for position in outcome.order)
+        ids = tuple([item.item_id for item in shown])
         decision = PageDecision(request.request_id, outcome.order, ids, outcome.decision)
         standing = self._memory.settle(request, decision)
         if standing is decision:
@@ -170,7 +171,7 @@ class Agent:
             self._submit(request.session_id, payload)
         return standing
 
-    def _impression(self, request: PageRequest, outcome: Outcome) -> Impression:
+    def _impression(self, request: PageRequest, shown: tuple[Item, ...], outcome: Outcome) -> Impression:
         return Impression(
             SCHEMA_VERSION,
             request.request_id,
@@ -178,7 +179,7 @@ class Agent:
             request.session_id,
             self._clock_ms() if request.time_ms is None else request.time_ms,
             request.page_index,
-            tuple(request.items[position] for position in outcome.order),
+            shown,
             outcome.state,
             outcome.decision,
         )

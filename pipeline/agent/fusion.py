@@ -29,8 +29,8 @@ class Scores(NamedTuple):
 def read_scores(items: Sequence[Item]) -> Scores:
     """The ranker's scores. Raises UnusableScores where one is missing, negative, infinite or NaN."""
     return Scores(
-        [_usable(item, "click_score", item.click_score) for item in items],
-        [_usable(item, "pay_score", item.pay_score) for item in items],
+        _usable(items, "click_score", [item.click_score for item in items]),
+        _usable(items, "pay_score", [item.pay_score for item in items]),
     )
 
 
@@ -52,12 +52,17 @@ def order_by(fusion: Fusion, action: Sequence[float], scores: Scores) -> tuple[i
             fused = pay_plus_a_phi(scores, action[0], phi)
         case Exponents():
             fused = exponents(scores, action[0], action[1])
+    if not math.isfinite(sum(fused)):  # which may also be too large a sum of finite ones
+        _check_fused(fused, action, scores)
+    return tuple(sorted(range(len(fused)), key=fused.__getitem__, reverse=True))  # reversed sorting is stable, too
+
+
+def _check_fused(fused: Sequence[float], action: Sequence[float], scores: Scores) -> None:
     for i, score in enumerate(fused):
         if not math.isfinite(score):
             found = f"click_score {scores.click[i]} and pay_score {scores.pay[i]}"
             msg = f"item at {i}: expected scores that fuse to a number with action {list(action)}, found {found}"
             raise UnusableScores(msg)
-    return tuple(sorted(range(len(fused)), key=fused.__getitem__, reverse=True))  # reversed sorting is stable, too
 
 
 def fuse(fusion: Fusion, action: Sequence[float], items: Sequence[Item]) -> tuple[int, ...]:
@@ -65,11 +70,19 @@ def fuse(fusion: Fusion, action: Sequence[float], items: Sequence[Item]) -> tupl
     return order_by(fusion, action, read_scores(items))
 
 
-def _usable(item: Item, field: str, score: float | None) -> float:
+def _usable(items: Sequence[Item], field: str, scores: list[float | None]) -> list[float]:
+    """All at once, for they are many: a sum that is finite has finite terms. Another says nothing of each."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores) or not (math.isfinite(sum(known)) and min(known, default=0.0) >= 0):
+        for item, score in zip(items, scores, strict=True):
+            _check(item, field, score)
+    return known
+
+
+def _check(item: Item, field: str, score: float | None) -> None:
     if score is None or not 0 <= score < math.inf:  # NaN fails every comparison
         msg = f"item {item.item_id}: expected a finite {field} of 0 or more, found {score}"
         raise UnusableScores(msg)
-    return score
 
 
 def _power(base: float, exponent: float) -> float:

@@ -45,4 +45,4 @@ class RetryMemory:
 
 
 def _fingerprint(request: PageRequest) -> _Fingerprint:
-    return request.user_id, request.session_id, request.page_index, tuple(item.item_id for item in request.items)
+    return request.user_id, request.session_id, request.page_index, tuple([item.item_id for item in request.items])

@@ -66,7 +66,7 @@ def admit(request: PageRequest) -> PageRequest:
         _id("user_id", request.user_id),
         _id("session_id", request.session_id),
         _integer("page_index", request.page_index, MAX_PAGE_INDEX),
-        tuple([_item(position, item) for position, item in enumerate(request.items)]),
+        _items(request.items),
         _features("user", request.user),
         _features("context", request.context),
         _features("page", request.page),
@@ -93,9 +93,29 @@ def admit_feedback(feedback: Feedback) -> Feedback:
     )
 
 
+def _items(items: Sequence[Item]) -> tuple[Item, ...]:
+    """A page has a hundred, of which nearly always nothing is to be changed: all at once, if that says enough."""
+    if _are_plain(items):
+        return tuple(items)
+    return tuple([_item(position, item) for position, item in enumerate(items)])
+
+
+def _are_plain(items: Sequence[Item]) -> bool:
+    """Nothing to check further. A sum that is finite has finite terms."""
+    names = [item.item_id for item in items]
+    scores = [item.click_score for item in items] + [item.pay_score for item in items]
+    return (
+        set(map(type, names)) == {str}
+        and set(map(type, scores)) == {float}
+        and all(names)
+        and max(map(len, names)) <= MAX_ID_LENGTH
+        and "".join(names).isascii()
+        and math.isfinite(sum(scores))  # type: ignore[arg-type]
+        and not any(item.features for item in items)
+    )
+
+
 def _item(position: int, item: Item) -> Item:
-    if _is_plain(item):
-        return item
     where = f"items[{position}]"
     click, pay = item.click_score, item.pay_score
     return Item(
@@ -103,21 +123,6 @@ def _item(position: int, item: Item) -> Item:
         None if click is None else _number(f"{where}.click_score", click),
         None if pay is None else _number(f"{where}.pay_score", pay),
         _features(f"{where}.features", item.features),
-    )
-
-
-def _is_plain(item: Item) -> bool:
-    """Nothing to check further: nearly all items of nearly all pages, and there are a hundred to a page."""
-    name, click, pay = item.item_id, item.click_score, item.pay_score
-    return (
-        type(name) is str
-        and 0 < len(name) <= MAX_ID_LENGTH
-        and name.isascii()
-        and type(click) is float
-        and type(pay) is float
-        and math.isfinite(click)
-        and math.isfinite(pay)
-        and not item.features
     )
 
 
@@ -134,6 +139,8 @@ def _features(where: str, features: Features) -> Features:
 
 def _list(values: Sequence[object]) -> tuple[Scalar, ...] | None:
     """A list with one number that JSON has no word for is absent as a whole."""
+    if set(map(type, values)) == {str} and "".join(values).isascii():  # type: ignore[arg-type]
+        return tuple(values)  # type: ignore[arg-type]
     absent = sum(value is None for value in values)
     if absent:
         _refuse("", "a list of numbers, texts, true and false", f"{absent} without a value")

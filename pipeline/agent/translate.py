@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping
 
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent.requests import AgentRequestError, PageDecision, PageRequest
@@ -24,7 +23,7 @@ def to_page(message: pb.DecideRequest) -> PageRequest:
         message.user_id,
         message.session_id,
         message.page_index,
-        tuple(_to_item(item) for item in message.items),
+        tuple([_to_item(item) for item in message.items]),
         _to_features("user", message.user),
         _to_features("context", message.context),
         _to_features("page", message.page),
@@ -66,18 +65,20 @@ def from_decision(decided: PageDecision) -> pb.DecideResponse:
 
 
 def from_page(request: PageRequest) -> pb.DecideRequest:
-    """For clients in Python, as are the two below."""
-    return pb.DecideRequest(
+    """For clients in Python, as is the one below. Filled in place: what is put together of messages copies them."""
+    message = pb.DecideRequest(
         request_id=request.request_id,
         user_id=request.user_id,
         session_id=request.session_id,
         page_index=request.page_index,
-        items=[_from_item(item) for item in request.items],
-        user=from_features(request.user),
-        context=from_features(request.context),
-        page=from_features(request.page),
         time_ms=request.time_ms,
     )
+    for item in request.items:
+        _fill_item(message.items.add(), item)
+    fill_features(message.user, request.user)
+    fill_features(message.context, request.context)
+    fill_features(message.page, request.page)
+    return message
 
 
 def from_feedback(feedback: Feedback) -> pb.Feedback:
@@ -93,25 +94,29 @@ def from_feedback(feedback: Feedback) -> pb.Feedback:
     )
 
 
-def from_features(features: Features) -> dict[str, pb.Value]:
-    """Raw values as messages."""
-    return {name: _from_value(value) for name, value in features.items()}
+def fill_features(messages: MutableMapping[str, pb.Value], features: Features) -> None:
+    """Raw values as messages; one that is absent has a name."""
+    for name, value in features.items():
+        _fill_value(messages[name], value)
 
 
-def _from_item(item: Item) -> pb.Item:
-    return pb.Item(
-        item_id=item.item_id,
-        click_score=item.click_score,
-        pay_score=item.pay_score,
-        features=from_features(item.features),
-    )
+def _fill_item(message: pb.Item, item: Item) -> None:
+    message.item_id = item.item_id
+    if item.click_score is not None:
+        message.click_score = item.click_score
+    if item.pay_score is not None:
+        message.pay_score = item.pay_score
+    if item.features:
+        fill_features(message.features, item.features)
 
 
 def _to_item(message: pb.Item) -> Item:
+    """A hundred times a page. A score that is not there reads as 0; only of such ones it is asked whether they are."""
+    click, pay = message.click_score, message.pay_score
     return Item(
         message.item_id,
-        message.click_score if message.HasField("click_score") else None,
-        message.pay_score if message.HasField("pay_score") else None,
+        click if click or message.HasField("click_score") else None,
+        pay if pay or message.HasField("pay_score") else None,
         _to_features(f"items[{message.item_id}].features", message.features) if message.features else {},
     )
 
@@ -125,7 +130,9 @@ def _to_value(where: str, message: pb.Value) -> FeatureValue:
     if kind is None:
         return None
     if kind == "list":
-        return tuple(_to_scalar(f"{where}[{i}]", value) for i, value in enumerate(message.list.values))
+        values = message.list.values
+        texts = tuple([value.text for value in values])  # ids, most of the time; what is no text reads as an empty one
+        return texts if all(texts) else tuple(_to_scalar(f"{where}[{i}]", value) for i, value in enumerate(values))
     value: Scalar = getattr(message, kind)
     return value
 
@@ -138,21 +145,22 @@ def _to_scalar(where: str, message: pb.Value) -> Scalar:
     return value
 
 
-def _from_value(value: FeatureValue) -> pb.Value:
-    if value is None:
-        return pb.Value()
+def _fill_value(message: pb.Value, value: FeatureValue) -> None:
     if isinstance(value, tuple | list):
-        return pb.Value(list=pb.Value.List(values=[_from_value(each) for each in value]))
-    return pb.Value(**_kind(value))
+        message.list.SetInParent()  # also of one that is empty
+        for each in value:
+            _fill_value(message.list.values.add(), each)
+    elif value is not None:
+        setattr(message, _kind(value), value)
 
 
-def _kind(value: Scalar) -> dict[str, Any]:
+def _kind(value: Scalar) -> str:
     match value:
+        case str():
+            return "text"
         case bool():
-            return {"flag": value}
+            return "flag"
         case int():
-            return {"integer" if value < 2**63 else "unsigned": value}
-        case float():
-            return {"number": value}
+            return "integer" if value < 2**63 else "unsigned"
         case _:
-            return {"text": value}
+            return "number"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -83,10 +84,14 @@ def _ask(source: VectorSource | None, table: str, epoch: str, ids: list[str]) ->
 
 
 def _answer(plan: Plan, answers: Iterator[bytes | None]) -> list[bytes | None]:
-    hits = plan.logged or (True,) * len(plan.ids)
-    vectors = [next(answers) if hit else None for hit in hits]
+    if plan.logged is None:
+        vectors = list(islice(answers, len(plan.ids)))
+    else:
+        vectors = [next(answers) if hit else None for hit in plan.logged]
+    expected = plan.slot.vector_bytes
     for i, vector in enumerate(vectors):
-        _check(plan, i, vector)
+        if vector is None or len(vector) != expected:
+            _check(plan, i, vector)
     return vectors
 
 

@@ -114,7 +114,8 @@ class ReplayFeeding:
 
         states = [{name: stacked(x) for name, x in each.items()} for each in inputs]
         batch = Batch(*states, *(stacked(x) for x in scalars))
-        return tf.nest.map_structure(tf.constant, batch)  # copied here, beside the learner, and not when it is called
+        tensors: Batch = tf.nest.map_structure(tf.constant, batch)  # copied beside the learner, not when it is called
+        return tensors
 
     def held(self) -> Held:
         origins = self._replay.origins()

@@ -28,6 +28,7 @@ class Metrics:
     def __init__(self, process: Process) -> None:
         self.registry = CollectorRegistry()
         self._instruments = {family.name: self._make(process, family) for family in process.families}
+        self._children: dict[tuple[str, ...], Counter | Gauge | Histogram] = {}  # by name and labels
         self._counted_to: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
 
     def _make(self, process: Process, family: Family) -> Counter | Gauge | Histogram:
@@ -62,8 +63,13 @@ class Metrics:
         return sum(s.value for s in samples if not s.name.endswith("_created") and wanted <= s.labels.items())
 
     def _child(self, name: str, labels: dict[str, str]):
-        instrument = self._instruments[name]
-        return instrument.labels(**labels) if labels else instrument
+        """The client makes sure of the labels each time; once is enough."""
+        key = (name, *labels, *labels.values())
+        child = self._children.get(key)
+        if child is None:
+            instrument = self._instruments[name]
+            child = self._children[key] = instrument.labels(**labels) if labels else instrument
+        return child
 
 
 @contextmanager

@@ -195,11 +195,11 @@ def agent(channel: grpc.Channel) -> AgentStub:
 def page(session: str = TREATED[0], index: int = 0, **changes) -> pb.DecideRequest:
     items = [
         pb.Item(item_id="x", click_score=0.9, pay_score=0.0),
-        pb.Item(item_id="y", click_score=0.1, pay_score=0.5, features=translate.from_features({"price": 3})),
+        pb.Item(item_id="y", click_score=0.1, pay_score=0.5, features={"price": pb.Value(integer=3)}),
     ]
     return pb.DecideRequest(**{
         "request_id": f"{session}/{index}", "user_id": "u", "session_id": session, "page_index": index,
-        "items": items, "user": translate.from_features({"ctr": 0.25}), **changes,
+        "items": items, "user": {"ctr": pb.Value(number=0.25)}, **changes,
     })  # fmt: skip
 
 
@@ -240,7 +240,9 @@ def test_every_kind_of_raw_value_arrives_in_the_log_as_it_was(world: World, agen
         "number": 0.5, "integer": -3, "bits": 2**64 - 1, "text": "ü", "flag": True, "absent": None,
         "list": ("a", 1, 2.5, False), "empty": (),
     }  # fmt: skip
-    agent.Decide(page(context=translate.from_features(raw), time_ms=5), timeout=LONG_S)
+    message = page(time_ms=5)
+    translate.fill_features(message.context, raw)
+    agent.Decide(message, timeout=LONG_S)
     [impression] = world.events()
     assert impression.state.context == raw
     assert {type(v) for v in impression.state.context["list"]} == {str, int, float, bool}

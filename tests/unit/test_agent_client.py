@@ -25,7 +25,7 @@ LONG_S = 30.0
 RAW = {
     "number": 0.5, "whole": 2.0, "negative": -3, "largest": 2**63 - 1, "least": -(2**63), "bits": 2**64 - 1,
     "text": "ü", "empty": "", "yes": True, "no": False, "zero": 0, "absent": None, "nothing": (),
-    "list": ("a", 1, 2.5, False, 2**64 - 1),
+    "list": ("a", 1, 2.5, False, 2**64 - 1), "texts": ("a", "ü"), "empty ones": ("a", "", ""),
 }  # fmt: skip
 
 

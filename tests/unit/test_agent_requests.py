@@ -160,6 +160,8 @@ def test_the_stream_takes_whatever_feedback_the_agent_takes(world: World, extrem
         {"index": MAX_PAGE_INDEX},
         {"context": {"big": 2**64 - 1, "small": -(2**63), "nan": math.nan, "bits": (True, 1.5, "x"), "none": None}},
         {"items": (Item("x", math.inf, -0.0, {"f": (1, 2)}),)},
+        {"items": (Item("x", math.inf, 1.0), Item("y", -math.inf, 1.0), Item("z", 1.0, 1.0))},
+        {"items": (Item("x", 1e308, 1e308), Item("y", 1e308, 1e308))},
     ],
 )
 def test_the_stream_takes_whatever_page_the_agent_takes(world: World, extreme):

@@ -65,9 +65,15 @@ class Vectors:
 def encode(
     config: FeatureConfig, state: State, snapshot: Snapshot | None = None, source: Vectors | None = None
 ) -> dict[str, Any]:
-    encoder = Encoder(config, source)
-    finished = encoder.finish(encoder.prepare(state).row, snapshot or Snapshot.initial(config))
-    return {name: value[0].tolist() for name, value in finished.items()}
+    """As an agent does, one row, and as a trainer does, many: with the same bits."""
+    encoder, snapshot = Encoder(config, source), snapshot or Snapshot.initial(config)
+    prepared = encoder.prepare(state)
+    one, two = (encoder.finish(encoder.stack([prepared] * n), snapshot) for n in (1, 2))
+    for name, value in one.items():
+        assert (value.dtype, value[0].tobytes(), value[0].tobytes()) == (
+            two[name].dtype, two[name][0].tobytes(), two[name][1].tobytes(),
+        )  # fmt: skip
+    return {name: value[0].tolist() for name, value in one.items()}
 
 
 def known(config: FeatureConfig, vocabulary: tuple[str | int, ...] = (), **moments: Moments) -> Snapshot:

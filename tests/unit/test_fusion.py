@@ -103,5 +103,18 @@ def test_scores_that_fuse_to_no_number_are_unusable(fusion, action, pair):
         fuse(fusion, action, items(pair))
 
 
+def test_scores_may_be_so_large_that_no_sum_holds_them():
+    assert fuse(PHI, (0.0,), items((1.0, 1e308), (1.0, 1.5e308), (1e308, 0.0))) == (1, 0, 2)
+
+
+def test_infinities_that_cancel_out_are_found():
+    with pytest.raises(UnusableScores, match="item i0: expected a finite click_score of 0 or more, found inf"):
+        fuse(PHI, (1.0,), items((math.inf, 0.1), (-math.inf, 0.1)))
+
+
+def test_a_page_without_items_has_no_order():
+    assert fuse(PHI, (1.0,), ()) == ()
+
+
 def test_zero_to_the_power_of_zero_is_one():
     assert fuse(Exponents(), (0.0, 1.0), items((0.5, 0.1), (0.0, 0.2))) == (1, 0)
