@@ -52,7 +52,8 @@ class Row(NamedTuple):
 # RL Baselines3 Zoo, benchmark.md at commit 0088472: one run each, deterministic policy, 150,000 steps of evaluation
 SOURCE = "RL Baselines3 Zoo, benchmark.md (commit 0088472)"
 _GRID = {"gamma": 0.99, "tower": (256,), "head": (256,), "batch_size": 64, "learning_rate": 2.3e-3, "loss": "huber"}
-_DEEP = {**_GRID, "levels": 2, "target_period": 10, "actor_after": 0}
+# There the target follows every 10 steps of the game, of which none lie between the 128 updates after each 256 steps
+_DEEP = {**_GRID, "levels": 2, "target_period": 128, "actor_after": 0}
 _GREEDY = Replaying(warm_up=1_000, every=256, updates=128, noise=0.04, greedy_after=0.16)
 _CLIMB = {"gamma": 0.98, "tower": (256,), "head": (256,), "batch_size": 256, "learning_rate": 1e-3, "actor_after": 0}
 _TEXTBOOK = {"critic": "plain", "towers": "separate", "target": "polyak", "target_tau": 0.005, "advantage": "network"}
