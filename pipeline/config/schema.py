@@ -71,11 +71,17 @@ class ExternalTable(_Value, frozen=True, tag_field="lookup", tag="external"):
 
 
 class ZScore(_Value, frozen=True):
-    """(x - mean) / std with statistics gathered as transitions come (Chan's merge); 0 until `min_count` were seen."""
+    """(x - mean) / std with statistics gathered as transitions come (Chan's merge); 0 until `min_count` were seen.
+
+    Without a half-life all values ever count alike. With one the mean and the standard deviation follow what comes now;
+    the latter shrinks more slowly than it grows (`pipeline/features/fading.py`), so that a feature that stayed the same
+    for long does not run into `clip` with its next value.
+    """
 
     min_count: Annotated[int, Meta(ge=2)] = 100
     min_std: Positive = 1e-3
     clip: Positive = 5.0
+    half_life: Count | None = None  # transitions after which a value counts half
 
 
 class Quantile(_Value, frozen=True):
@@ -289,7 +295,9 @@ class Publish(_Value, frozen=True):
     max_at_bounds: Fraction = 0.5  # share of probes whose action sits on a bound
     max_fallback_share: Fraction = 0.2  # of the pages decided since the last candidate
     max_loss: Positive = 1e6
-    max_drift: Positive = 1.0  # of a feature's mean against the last accepted version, in its standard deviations
+    # of a feature's mean against the last accepted version, in its standard deviations; with quantiles of its ranks, as
+    # the shift of a normal distribution that moves them as far (7 and above: not judged)
+    max_drift: Positive = 1.0
     probes: Count = 32
     load_timeout: DurationMs = 60_000
     certification: Certification | None = None  # None: no evidence is gathered

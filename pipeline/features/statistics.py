@@ -12,6 +12,7 @@ from pipeline.config.schema import FeatureConfig, Quantile
 from pipeline.features.changing import Change
 from pipeline.features.decaying import Counted, DecayingVocabulary
 from pipeline.features.errors import SnapshotError
+from pipeline.features.fading import Fading
 from pipeline.features.inputs import config_sha, epochs, quantiles, vocabularies
 from pipeline.features.layout import Layout
 from pipeline.features.moments import Moments
@@ -28,6 +29,7 @@ class _Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     vocabularies: dict[str, tuple[bytes, bytes, bytes]]
     sketches: dict[str, Dump] = {}
     decaying: dict[str, Counted] = {}
+    fading: dict[str, Fading] = {}
 
 
 class Statistics:
@@ -37,8 +39,10 @@ class Statistics:
         layout = Layout.of(config)
         self._config_sha = config_sha(config)
         self._epochs = epochs(config)
+        scaled = {f.name: f.zscore for f in layout.dense if f.zscore is not None}
         self._columns = {f.name: i for i, f in enumerate(layout.dense) if f.zscore is not None}
-        self._moments = dict.fromkeys(self._columns, Moments())
+        self._moments = {name: Moments() for name, rule in scaled.items() if rule.half_life is None}
+        self._fading = {name: Fading(rule.half_life) for name, rule in scaled.items() if rule.half_life is not None}
         self._quantiles = quantiles(config)
         self._sketch_columns = {f.name: i for i, f in enumerate(layout.dense) if f.quantile is not None}
         self._sketches = {name: Sketch() for name in self._quantiles}
@@ -52,7 +56,8 @@ class Statistics:
 
     @property
     def moments(self) -> dict[str, Moments]:
-        return dict(self._moments)
+        """By feature with a z-score, as a snapshot has them."""
+        return {**self._moments, **{name: fading.served() for name, fading in self._fading.items()}}
 
     def update(self, rows: np.ndarray) -> None:
         """Count prepared rows [n], one after another: however they are chunked, the result is the same, bit for bit.
@@ -60,8 +65,10 @@ class Statistics:
         Missing values are not counted.
         """
         dense = rows["dense"].T.tolist()
-        for name, column in self._columns.items():
-            self._moments[name] = self._moments[name].add(dense[column])
+        for name, moments in self._moments.items():
+            self._moments[name] = moments.add(dense[self._columns[name]])
+        for name, fading in self._fading.items():
+            self._fading[name] = fading.add(dense[self._columns[name]])
         for name, column in self._sketch_columns.items():
             self._sketches[name].add(dense[column])
         for table, vocabulary in self._vocabularies.items():
@@ -74,7 +81,7 @@ class Statistics:
         known = {table: vocabulary.hashes() for table, vocabulary in self._vocabularies.items()}
         known |= {table: vocabulary.hashes() for table, vocabulary in self._decaying.items()}
         knots = {name: self._knots(name, rule) for name, rule in self._quantiles.items()}
-        return Snapshot(self._config_sha, dict(self._moments), known, self._epochs, quantiles=knots)
+        return Snapshot(self._config_sha, self.moments, known, self._epochs, quantiles=knots)
 
     def _knots(self, feature: str, rule: Quantile) -> np.ndarray:
         sketch = self._sketches[feature]
@@ -85,6 +92,7 @@ class Statistics:
         other = Statistics(config)
         kept = change.stays & self._moments.keys() & other._moments.keys()
         other._moments |= {name: self._moments[name] for name in kept}
+        other._fading |= {n: f for n, f in self._fading.items() if n in change.stays & other._fading.keys()}
         other._sketches |= {n: s for n, s in self._sketches.items() if n in change.stays & other._sketches.keys()}
         other._vocabularies |= {t: v for t, v in self._vocabularies.items() if t in change.tables}
         other._decaying |= {t: v for t, v in self._decaying.items() if t in change.tables}
@@ -95,7 +103,8 @@ class Statistics:
         tables = {table: vocabulary.dump() for table, vocabulary in self._vocabularies.items()}
         sketches = {name: sketch.dump() for name, sketch in self._sketches.items()}
         decaying = {table: vocabulary.dump() for table, vocabulary in self._decaying.items()}
-        wire = _Wire("pageturn-statistics", 1, self._config_sha, self._moments, tables, sketches, decaying)
+        parts = self._moments, tables, sketches, decaying, self._fading
+        wire = _Wire("pageturn-statistics", 1, self._config_sha, *parts)
         return msgspec.msgpack.encode(wire, order="sorted")
 
     @classmethod
@@ -111,12 +120,14 @@ class Statistics:
             expected, found = statistics._config_sha[:12], wire.config_sha[:12]
             msg = f"expected statistics of config {expected}, found those of {found}"
             raise SnapshotError(msg)
-        parts = statistics._columns, statistics._sketches, statistics._vocabularies, statistics._decaying
-        expected_of = [sorted(part) for part in parts]
-        if expected_of != [sorted(part) for part in (wire.moments, wire.sketches, wire.vocabularies, wire.decaying)]:
+        parts = statistics._moments, statistics._fading, statistics._sketches, statistics._vocabularies
+        expected_of = [sorted(part) for part in (*parts, statistics._decaying)]
+        found_of = wire.moments, wire.fading, wire.sketches, wire.vocabularies, wire.decaying
+        if expected_of != [sorted(part) for part in found_of]:
             msg = f"expected statistics of {[name for part in expected_of for name in part]}, found others"
             raise SnapshotError(msg)
         statistics._moments = {name: wire.moments[name] for name in statistics._moments}
+        statistics._fading = {name: wire.fading[name] for name in statistics._fading}
         statistics._sketches = {name: Sketch(wire.sketches[name]) for name in statistics._sketches}
         for table, dump in wire.vocabularies.items():
             statistics._vocabularies[table].load(*_read_dump(table, *dump))

@@ -144,7 +144,8 @@ def _dynamic_vocabularies(draw: st.DrawFn) -> DynamicVocabulary:
 @st.composite
 def _dense(draw: st.DrawFn, name: str, source: str) -> Dense:
     transform = draw(st.sampled_from(["none", "log1p", "logit", "sqrt"]))
-    zscore = draw(st.none() | st.builds(ZScore, st.integers(2, 6), st.sampled_from([1e-3, 1.0]), st.just(5.0)))
+    floors, half_lives = st.sampled_from([1e-3, 1.0]), st.none() | st.integers(1, 20)
+    zscore = draw(st.none() | st.builds(ZScore, st.integers(2, 6), floors, st.just(5.0), half_lives))
     quantile = draw(st.none() | st.builds(Quantile, st.integers(2, 9), st.integers(2, 6))) if zscore is None else None
     fill = draw(st.sampled_from([0.25, "mean" if zscore else "median" if quantile else 0.5]))
     missing = draw(st.sampled_from([None, Missing(fill), Missing(fill, indicator=True)]))

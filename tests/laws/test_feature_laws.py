@@ -16,6 +16,7 @@ from pipeline.config.schema import DynamicVocabulary, FeatureConfig
 from pipeline.events import encode
 from pipeline.features.decaying import DecayingVocabulary
 from pipeline.features.encoder import Encoder, Prepared
+from pipeline.features.fading import Fading
 from pipeline.features.inputs import model_inputs, table_rows
 from pipeline.features.moments import Moments
 from pipeline.features.quantiles import positions
@@ -235,6 +236,81 @@ def test_merge_has_an_identity_is_associative_and_equals_the_moments_of_all_data
     assert close(x.merge(y).merge(z), x.merge(y.merge(z)))
     assert close(x.merge(y), y.merge(x))
     assert close(x.merge(y).merge(z), Moments().add([*a, *b, *c]))
+
+
+# Moments that fade -----------------------------------------------------------------------------------------------
+
+half_lives = st.sampled_from([1, 3, 40])
+
+
+def weighted(values: list[float], half_life: int) -> tuple[float, float, float]:
+    """Weight, mean and sum of squared deviations, by their definition."""
+    ages = np.arange(len(values))[::-1]
+    x, seen = np.array(values), ~np.isnan(values)
+    w = (2.0 ** (-ages / half_life))[seen]
+    mean = np.average(x[seen], weights=w)
+    return float(w.sum()), float(mean), float((w * (x[seen] - mean) ** 2).sum())
+
+
+def moves_of(values: list[float], half_life: int) -> float:
+    """What the variance does not fall below, by its definition."""
+    moved, weights = [], []
+    for i, x in enumerate(values):
+        if not math.isnan(x) and not np.isnan(values[:i]).all():
+            before = weighted(values[:i], half_life)[1]
+            moved.append((x - before) ** 2)
+            weights.append(2.0 ** (-(len(values) - 1 - i) / (16 * half_life)))
+    return float(np.average(moved, weights=weights)) if moved else 0.0
+
+
+def now(fading: Fading) -> tuple[float, float, float]:
+    """With the time since the last value."""
+    faded = 2.0 ** (-fading.since / fading.half_life)
+    return fading.weight * faded, fading.mean, fading.m2 * faded
+
+
+@moderate
+@given(numbers, half_lives, st.integers(1, 7))
+def test_moments_that_fade_are_the_weighted_ones_of_numpy_however_values_are_chunked(
+    values: list[float], half_life: int, chunk: int
+) -> None:
+    fading = Fading(half_life).add(values)
+    chunked = Fading(half_life)
+    for start in range(0, len(values), chunk):
+        chunked = chunked.add(values[start : start + chunk])
+    assert chunked == fading
+    seen = [v for v in values if not math.isnan(v)]
+    served = fading.served()
+    assert served.count == len(seen)
+    if not seen:
+        assert served == Moments()
+        return
+    expected = weighted(values, half_life)
+    assert now(fading) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+    assert served.mean == fading.mean
+    variance = max(expected[2] / expected[0], moves_of(values, half_life))
+    assert served.std == pytest.approx(math.sqrt(variance), rel=1e-6, abs=1e-4)
+
+
+@moderate
+@given(numbers, numbers, numbers, half_lives)
+def test_merged_moments_that_fade_are_those_of_streams_side_by_side(
+    a: list[float], b: list[float], c: list[float], half_life: int
+) -> None:
+    x, y, z = (Fading(half_life).add(values) for values in (a, b, c))
+    assert x.merge(Fading(half_life)) == x == (Fading(half_life).merge(x) if x.count else x)
+    orders = x.merge(y).merge(z), x.merge(y.merge(z)), z.merge(x).merge(y)
+    ages = [age for values in (a, b, c) for age in range(len(values))[::-1]]
+    together = np.array([*a, *b, *c])
+    seen = ~np.isnan(together)
+    for merged in orders:
+        assert merged.count == seen.sum()
+        if merged.count:
+            w = 2.0 ** (-np.array(ages)[seen] / half_life)
+            mean = np.average(together[seen], weights=w)
+            m2 = (w * (together[seen] - mean) ** 2).sum()
+            assert now(merged) == pytest.approx((w.sum(), mean, m2), rel=1e-9, abs=1e-6)
+            assert merged.served().std == pytest.approx(orders[0].served().std, rel=1e-6, abs=1e-6)
 
 
 # Quantiles -------------------------------------------------------------------------------------------------------

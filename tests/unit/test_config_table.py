@@ -54,9 +54,7 @@ def test_a_type_is_its_keys_values_and_defaults() -> None:
 
 def test_comments_of_the_code_are_in_it() -> None:
     rows = {line.split("`")[1]: line for line in markdown().splitlines() if line.startswith("| `")}
-    assert rows["max_drift"].endswith(
-        "of a feature's mean against the last accepted version, in its standard deviations |"
-    )
+    assert rows["max_drift"].endswith("moves them as far (7 and above: not judged) |")
     assert rows["alpha"].endswith("chance that anything that is ever concluded about a policy is wrong |")
 
 
