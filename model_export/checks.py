@@ -15,8 +15,9 @@ from msgspec import Struct
 
 from model_export.candidate import Candidate
 from model_export.evaluation.evidence import Evidence as BucketEvidence
-from pipeline.config.schema import ActionDimension, Dense, Feature, FeatureConfig, ZScore
-from pipeline.features.moments import Moments
+from model_export.moves import moves
+from pipeline.config.schema import ActionDimension, Feature, FeatureConfig
+from pipeline.features.snapshot import Snapshot
 
 Actions = Sequence[Sequence[float]]  # [n probes][n dimensions]
 Tier = Literal["bootstrap", "every_version", "live", "bucket"]
@@ -95,13 +96,13 @@ class Reference(NamedTuple):
     version: int
     transitions: int
     actions: Actions  # on the candidate's probes, as the model server answers them
-    moments: Mapping[str, Moments]  # of its parameter snapshot
+    snapshot: Snapshot  # its parameters
 
 
 def every_version(
     config: FeatureConfig,
     candidate: Candidate,
-    moments: Mapping[str, Moments],
+    snapshot: Snapshot,
     accepted: Reference | None,
     certified: Reference | None,
 ) -> tuple[Check, ...]:
@@ -123,7 +124,7 @@ def every_version(
         at_bounds(config.action, actions, rules.max_at_bounds),
         *step_change(config.action, actions, accepted, rules.max_step_change),
         total_change(config.action, actions, certified, rules.max_total_change),
-        drift(config.features, moments, accepted, rules.max_drift),
+        drift(config.features, snapshot, accepted, rules.max_drift),
         fallback_share(candidate.pages, accepted, rules.max_fallback_share),
     )
 
@@ -225,15 +226,11 @@ def total_change(
     return at_most("total_change", _mean(changes), bound, n=len(changes), note=note)
 
 
-def drift(
-    features: Sequence[Feature], moments: Mapping[str, Moments], accepted: Reference | None, bound: float
-) -> Check:
-    """The largest move of a feature's mean since the last accepted version, in the standard deviations of then."""
+def drift(features: Sequence[Feature], snapshot: Snapshot, accepted: Reference | None, bound: float) -> Check:
+    """The largest move of a feature since the last accepted version; see `moves.py`."""
     if accepted is None:
         return _not_comparable("drift", bound)
-    scaled = {f.name: f.zscore for f in features if isinstance(f, Dense) and f.zscore is not None}
-    moved = {name: _moved(z, accepted.moments[name], moments[name]) for name, z in scaled.items()}
-    known = {name: move for name, move in moved.items() if move is not None}
+    known = moves(features, accepted.snapshot, snapshot)
     if not known:
         return Check("drift", None, bound, True, 0, f"<= {bound:g}", "no feature statistics in use yet")
     worst = max(sorted(known), key=lambda name: (math.isnan(known[name]), known[name]))
@@ -296,15 +293,6 @@ def _overshoot(x: float, dimension: ActionDimension) -> float:
 def _on_a_bound(x: float, dimension: ActionDimension) -> bool:
     reach = _INSIDE * (dimension.range[1] - dimension.range[0])
     return any(abs(x - bound) <= reach and abs(bound - dimension.baseline) > reach for bound in dimension.range)
-
-
-def _moved(rule: ZScore, before: Moments, now: Moments) -> float | None:
-    """None while the encoder does not use the statistics yet. A feature that was constant is measured by its new std:
-    the first values to differ are no reason to refuse every version from then on."""
-    if min(before.count, now.count) < rule.min_count:
-        return None
-    scale = before.std if before.std > rule.min_std else max(now.std, rule.min_std)
-    return abs(now.mean - before.mean) / scale
 
 
 def _mean(values: Sequence[float]) -> float:

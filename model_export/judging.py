@@ -110,8 +110,8 @@ def _checks(site: Site, policy: PolicyState, source: Path, candidate: Candidate)
     same = policy.certified == policy.pointer.stable
     certified = accepted if same else _reference(site, policy, policy.certified, candidate)
     if site.config.ranking is not None:
-        return (config, *every_ranking(site.config, candidate, snapshot.moments, accepted))
-    return (config, *every_version(site.config, candidate, snapshot.moments, accepted, certified))
+        return (config, *every_ranking(site.config, candidate, snapshot, accepted))
+    return (config, *every_version(site.config, candidate, snapshot, accepted, certified))
 
 
 def _same_config(site: Site, policy: PolicyState, candidate: Candidate) -> Check:
@@ -133,7 +133,7 @@ def _reference(site: Site, policy: PolicyState, served: Served | None, candidate
     except CandidateError as error:
         raise _ReferenceLost(str(error)) from error
     actions = _answered(site, policy.model_name, served.version, candidate, snapshot)
-    return Reference(served.version, transitions, actions, snapshot.moments)
+    return Reference(served.version, transitions, actions, snapshot)
 
 
 def _snapshot(site: Site, served: Served) -> Snapshot:

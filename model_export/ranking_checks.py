@@ -7,7 +7,7 @@ Whether such weights are better is decided before: by interleaving, in the train
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from model_export.candidate import Candidate
 from model_export.checks import (
@@ -22,14 +22,14 @@ from model_export.checks import (
     new_transitions,
 )
 from pipeline.config.schema import FeatureConfig
-from pipeline.features.moments import Moments
+from pipeline.features.snapshot import Snapshot
 from pipeline.ranking.pages import best_first
 
 Scores = Sequence[Sequence[float | None]]  # [n probes][n candidates]
 
 
 def every_ranking(
-    config: FeatureConfig, candidate: Candidate, moments: Mapping[str, Moments], accepted: Reference | None
+    config: FeatureConfig, candidate: Candidate, snapshot: Snapshot, accepted: Reference | None
 ) -> tuple[Check, ...]:
     """In the order in which their failure is reported; `accepted` as for `checks.every_version`."""
     assert config.ranking is not None
@@ -46,7 +46,7 @@ def every_ranking(
         divergence(candidate),
         new_transitions(candidate, accepted, rules.min_transitions),
         page_change(config.ranking.page_size, candidate, accepted, config.ranking.max_page_change),
-        drift(config.features, moments, accepted, rules.max_drift),
+        drift(config.features, snapshot, accepted, rules.max_drift),
         fallback_share(candidate.pages, accepted, rules.max_fallback_share),
     )
 

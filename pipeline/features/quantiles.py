@@ -12,12 +12,14 @@ of a thousand million; up to SIZE - 1 numbers are known exactly. Memory: L SIZE 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import NormalDist
 
 import numpy as np
 
 from pipeline.features.errors import SnapshotError
 
 SIZE = 512  # numbers in a buffer, even
+FARTHEST = 7.0  # standard deviations: of ranks that have all left the table no more can be said
 _NUMBER = np.dtype("<f8")
 
 Dump = tuple[tuple[bool, bytes], ...]  # per buffer, from weight 1 on: which half is next, and the numbers
@@ -94,3 +96,16 @@ def positions(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
     at = np.where(between, below - 1 + inside, (below + not_above - 1) / 2)
     at = np.minimum(np.maximum(at, 0.0), bins)
     return np.where(np.isnan(values), 0.0, 2 * at / bins - 1)
+
+
+def shift(before: np.ndarray, now: np.ndarray) -> float:
+    """How far a feature has moved between two tables of knots, in standard deviations.
+
+    What was served as rank u from -1 to 1 is served as another now. m is the mean of |difference| over the values of
+    then, 0 to 1. A normal distribution that is shifted by s standard deviations has m = 2 Phi(s / sqrt 2) - 1, so the
+    answer is that s: of the same unit as the move of a mean, and like ranks without one of the feature. Ranks of what
+    only became wider or narrower move too, by less than 1.
+    """
+    gaps = np.abs(positions(before, now) - positions(before, before))
+    m = float((gaps[1:] + gaps[:-1]).mean() / 2)
+    return min(FARTHEST, 2**0.5 * NormalDist().inv_cdf((1 + m) / 2)) if m < 1 else FARTHEST

@@ -124,7 +124,7 @@ def candidate_of(run: Run) -> Candidate:
 def test_the_checks_accept_its_candidate(run: Run) -> None:
     candidate = candidate_of(run)
     snapshot = Snapshot.from_bytes((run.candidate / MODEL / PARAMETERS).read_bytes(), run.config)
-    checks = every_version(run.config, candidate, snapshot.moments, None, None)
+    checks = every_version(run.config, candidate, snapshot, None, None)
     assert not [explain(check) for check in checks if not check.passed]
     assert {"q_loss", "q_abs", "value_mean", "advantage_mean", "diverged"} <= candidate.losses.keys()
     assert candidate.advantage_mean is not None

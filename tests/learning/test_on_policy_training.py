@@ -129,7 +129,7 @@ def test_candidates_serve_the_learners_action_and_pass_the_checks(config, url: s
         np.testing.assert_allclose(served, [probe.action for probe in candidate.probes], rtol=0, atol=1e-6)
         np.testing.assert_allclose(served, training.learner.evaluate(inputs).action[0, k], rtol=0, atol=1e-6)
         assert (served != 1).any()
-        checks = every_version(config, candidate, snapshot.moments, None, None)
+        checks = every_version(config, candidate, snapshot, None, None)
         assert first_failure(checks) is None
         assert {
             "actor_loss",

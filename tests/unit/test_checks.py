@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -13,8 +15,9 @@ from model_export import checks
 from model_export.candidate import Candidate, Probe
 from model_export.checks import Reference, Verdict, every_version, evidence, explain, first_failure
 from pipeline.config.reading import parse_config
-from pipeline.config.schema import ActionDimension, Dense, FeatureConfig, ZScore
+from pipeline.config.schema import ActionDimension, Dense, FeatureConfig, Quantile, ZScore
 from pipeline.features.moments import Moments
+from pipeline.features.snapshot import Snapshot
 from pipeline.records import State
 
 CONFIG: FeatureConfig = parse_config(
@@ -35,7 +38,7 @@ buckets:
 publish: {max_step_change: 0.2, max_total_change: 0.5, min_transitions: 100, max_at_bounds: 0.5, max_loss: 100.0}
 """
 )
-AGE = {"age": Moments(100, 40.0, 100 * 25.0)}  # std 5
+AGE = Snapshot("sha", {"age": Moments(100, 40.0, 100 * 25.0)}, {}, {})  # std 5
 DIMENSIONS = CONFIG.action
 
 
@@ -188,8 +191,8 @@ def test_a_float32_at_the_bound_is_inside() -> None:
 def drift(before: Moments, now: Moments, **rule: Any) -> checks.Check:
     feature = Dense(name="age", source="user.age", zscore=ZScore(min_count=10, **rule))
     other = Dense(name="raw", source="user.raw")  # without statistics
-    accepted = Reference(7, 0, [], {"age": before})
-    return checks.drift((feature, other), {"age": now}, accepted, 1.0)
+    then, snapshot = (Snapshot("sha", {"age": moments}, {}, {}) for moments in (before, now))
+    return checks.drift((feature, other), snapshot, Reference(7, 0, [], then), 1.0)
 
 
 def test_drift_is_the_move_of_the_mean_in_old_standard_deviations() -> None:
@@ -210,6 +213,45 @@ def test_a_feature_that_was_constant_is_measured_by_its_new_spread() -> None:
     assert drift(Moments(100, 0.0, 0.0), Moments(200, 0.5, 200 * 0.25)).value == pytest.approx(1.0)
     assert drift(Moments(100, 3.0, 0.0), Moments(200, 3.0, 0.0)).value == 0.0
     assert not drift(Moments(100, 3.0, 0.0), Moments(200, 4.0, 0.0)).passed
+
+
+def drift_of_ranks(before: list[float], now: list[float], bound: float = 1.0) -> checks.Check:
+    """Of a feature with quantiles, by its knots; beside it one that did not move."""
+    features = [Dense(name=name, source=f"user.{name}", quantile=Quantile(bins=4)) for name in ("price", "stays")]
+    still = np.arange(5.0)
+    then, snapshot = (
+        Snapshot("sha", {}, {}, {}, quantiles={"price": np.array(knots), "stays": still}) for knots in (before, now)
+    )
+    return checks.drift(features, snapshot, Reference(7, 0, [], then), bound)
+
+
+def test_drift_of_a_feature_with_quantiles_is_how_far_its_ranks_moved() -> None:
+    """From 0..4 to 1..5: -1, -.5, 0, .5 and 1 become -1, -1, -.5, 0, .5; on average .4375 of the way, ends count half.
+    So far moves a shift of s, where 2 Phi(s / sqrt 2) - 1 is .4375."""
+    check = drift_of_ranks([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert check.value == pytest.approx(math.sqrt(2) * NormalDist().inv_cdf(0.5 + 0.4375 / 2))
+    assert check.note == "feature price"
+    assert (check.n, check.passed) == (2, True)
+    gone = drift_of_ranks([0.0, 1.0, 2.0, 3.0, 4.0], [10.0, 11.0, 12.0, 13.0, 14.0])
+    assert not gone.passed
+    assert gone.value == 7.0
+
+
+def test_quantiles_that_the_encoder_does_not_use_yet_do_not_drift() -> None:
+    for before, now in (([], [0.0, 1.0, 2.0, 3.0, 4.0]), ([0.0, 1.0, 2.0, 3.0, 4.0], [])):
+        check = drift_of_ranks(before, now)
+        assert (check.value, check.n) == (0.0, 1)
+
+
+def test_a_candidate_whose_quantiles_moved_is_refused() -> None:
+    quantile = replace(CONFIG, features=(Dense(name="age", source="user.age", quantile=Quantile(bins=2)),))
+    knots = ({"age": np.array([0.0, 1.0, 2.0])}, {"age": np.array([9.0, 10.0, 12.0])})
+    then, now = (Snapshot("sha", {}, {}, {}, quantiles=each) for each in knots)
+    accepted = reference()._replace(snapshot=then)
+    assert first_failure(every_version(quantile, candidate(), then, accepted, accepted)) is None
+    failed = first_failure(every_version(quantile, candidate(), now, accepted, accepted))
+    assert failed is not None
+    assert failed.name == "drift"
 
 
 # Verdicts --------------------------------------------------------------------------------------------------------

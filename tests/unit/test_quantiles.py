@@ -12,7 +12,7 @@ from pipeline.config.schema import Dense, FeatureConfig, Quantile
 from pipeline.features.changing import change
 from pipeline.features.encoder import Encoder
 from pipeline.features.errors import SnapshotError
-from pipeline.features.quantiles import SIZE, Sketch, positions
+from pipeline.features.quantiles import FARTHEST, SIZE, Sketch, positions, shift
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
 from pipeline.records import State
@@ -214,3 +214,47 @@ def test_configs_without_quantiles_have_the_hash_and_the_statistics_that_they_ha
     assert "sketches" not in msgspec.msgpack.decode(Statistics(without).to_bytes())
     asked = msgspec.structs.replace(config(), features=(Dense("price", "user.price", quantile=Quantile()),))
     assert Snapshot.initial(asked).config_sha != Snapshot.initial(without).config_sha
+
+
+# How far a table is from another -----------------------------------------------------------------------------------
+
+
+def table(values: np.ndarray, bins: int = 100) -> np.ndarray:
+    sketch = Sketch()
+    sketch.add(values.tolist())
+    return sketch.knots(bins)
+
+
+NORMAL = np.random.default_rng(4).normal(size=50_000)
+
+
+@pytest.mark.parametrize("by", [0.25, 0.5, 1.0, 2.0, -1.0])
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_the_distance_of_a_shifted_normal_is_the_shift(by: float, scale: float) -> None:
+    assert shift(table(scale * NORMAL), table(scale * (NORMAL + by))) == pytest.approx(abs(by), rel=0.1)
+
+
+def test_the_distance_is_that_of_ranks_and_not_of_values() -> None:
+    """Prices with a long tail: the same as of their logarithms, but for what is linear between knots."""
+    logs = table(NORMAL), table(NORMAL + 0.7)
+    prices = table(np.exp(3 * NORMAL)), table(np.exp(3 * (NORMAL + 0.7)))
+    assert shift(*prices) == pytest.approx(shift(*logs), rel=0.05)
+
+
+def test_equal_tables_are_at_no_distance_and_those_apart_at_the_farthest() -> None:
+    one = table(NORMAL)
+    assert shift(one, one) == 0.0
+    assert shift(one, one + 100) == shift(one + 100, one) == FARTHEST
+    many = np.array([0.0, 0.0, 0.0, 0.0, 0.0])
+    assert shift(many, many) == 0.0
+    assert shift(many, many + 1) == FARTHEST
+
+
+def test_another_width_moves_ranks_by_less_than_a_standard_deviation() -> None:
+    for factor in (0.001, 0.1, 0.5, 2.0, 10.0, 1000.0):
+        assert 0.2 < shift(table(NORMAL), table(factor * NORMAL)) < 1.0
+
+
+def test_a_feature_that_was_constant_may_begin_to_differ_in_some() -> None:
+    before, now = table(np.zeros(1_000)), table(np.concatenate([np.zeros(900), np.arange(1.0, 101.0)]))
+    assert shift(before, now) < 0.2

@@ -10,9 +10,11 @@ import pytest
 from model_export.candidate import Candidate, Probe
 from model_export.checks import Check, Reference, first_failure
 from model_export.ranking_checks import every_ranking, moved_pages
+from pipeline.features.snapshot import Snapshot
 from pipeline.records import Item, State
 from tests.unit.test_ranking_agent import CONFIG
 
+PARAMETERS = Snapshot.initial(CONFIG)
 ITEMS = tuple(Item(f"i{n}") for n in range(6))
 RISING, FALLING = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0), (5.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 HALF = (0.0, 0.0, 0.0, 3.0, 4.0, 1.0)  # 4, 3, 5
@@ -29,17 +31,17 @@ def candidate(*q: tuple[float | None, ...], **changes: object) -> Candidate:
 
 
 def accepted(*q: tuple[float, ...], transitions: int = 300) -> Reference:
-    return Reference(4, transitions, q, {})
+    return Reference(4, transitions, q, PARAMETERS)
 
 
 def failed(made: Candidate, reference: Reference | None) -> Check | None:
-    return first_failure(every_ranking(CONFIG, made, {}, reference))
+    return first_failure(every_ranking(CONFIG, made, PARAMETERS, reference))
 
 
 def test_a_candidate_that_ranks_much_as_before_passes() -> None:
     made, reference = candidate(RISING, FALLING), accepted(RISING, FALLING)
     assert failed(made, reference) is None
-    assert [check.name for check in every_ranking(CONFIG, made, {}, reference)] == [
+    assert [check.name for check in every_ranking(CONFIG, made, PARAMETERS, reference)] == [
         "probes", "finite", "loss", "divergence", "new_transitions", "page_change", "drift", "fallback_share",
     ]  # fmt: skip
 
@@ -69,7 +71,7 @@ def test_what_is_wrong_is_named(made: Candidate, name: str) -> None:
     ("made", "names"), [(candidate(RISING[:5]), ["probes"]), (candidate((None, *RISING[1:])), ["probes", "finite"])]
 )
 def test_of_numbers_that_are_not_there_nothing_else_is_said(made: Candidate, names: list[str]) -> None:
-    assert [check.name for check in every_ranking(CONFIG, made, {}, accepted(RISING))] == names
+    assert [check.name for check in every_ranking(CONFIG, made, PARAMETERS, accepted(RISING))] == names
 
 
 def test_a_page_is_changed_by_what_is_on_it_and_not_by_the_order() -> None:
@@ -77,7 +79,7 @@ def test_a_page_is_changed_by_what_is_on_it_and_not_by_the_order() -> None:
     shuffled = (0.0, 0.0, 0.0, 5.0, 4.0, 3.0)
     one_other = (9.0, 0.0, 0.0, 5.0, 4.0, 3.0)
     for q, expected in ((shuffled, 0.0), (one_other, 1 / 3), (FALLING, 1.0)):
-        checks = every_ranking(CONFIG, candidate(q), {}, accepted(RISING))
+        checks = every_ranking(CONFIG, candidate(q), PARAMETERS, accepted(RISING))
         (change,) = (check for check in checks if check.name == "page_change")
         assert math.isclose(change.value, expected)
     assert math.isclose(moved_pages(3, candidate(RISING, FALLING)), 0.5)  # of the received order: 0, 1, 2
