@@ -1,7 +1,8 @@
 """The state tower and V from logs of the baseline, before any policy is let near a user: a checkpoint to start from.
 
-Nothing else is learned: actors, A and all optimisers of the checkpoint are those of a fresh learner, and of the log
-only the statistics of features stay. So `train` starts from it as from nothing, with any log, from where that begins.
+Nothing else is learned: actors, A and all optimisers of the checkpoint are those of a fresh learner. Of the log only
+the statistics of features stay, and rows of ids that lost their place, where these are remembered. So `train` starts
+from it as from nothing, with any log, from where that begins.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipeline.learning.learners import learner_of
 from pipeline.learning.losses import Regression, masked_mean
 from pipeline.learning.optimiser import Adam
 from pipeline.learning.progress import Progress, Saved, described, identity
+from pipeline.learning.shelf import Shelf, open_shelf
 from pipeline.learning.trainer import wall_clock_ms
 from pipeline.learning.training import Training
 from pipeline.logs.log import EPISODES, TRANSITIONS, EventLog, Record
@@ -37,6 +39,7 @@ from pipeline.records import DecidedBy, Ending, Episode, Transition
 
 Returns = Literal["td", "mc"]
 _AT_ONCE = 256  # records
+_KEEP_EVERY = 3_200  # records: rows that were put away wait in memory no longer than in training
 _log = logging.getLogger(__name__)
 
 
@@ -64,11 +67,18 @@ class ValueLearner(tf.Module):
             raise TrainerError(msg)
         self.space, self.actor, self.evaluate = self.whole.space, self.whole.actor, self.whole.evaluate
         self._learned = tuple(v for part in self.whole.value_parts for v in part.trainable_variables)
+        self._by_name = {v.name: v for v in self._learned}
         self.adam = Adam(self._learned, config.algorithm.learning_rate)
         shape = [len(config.learned_policies())]
         signature = (batch_spec(config, len(config.algorithm.all_seeds)), tf.TensorSpec(shape, tf.bool))
         self.step = tf.function(self._step, input_signature=signature, autograph=False)
         self.steps = in_turn(self.step)
+
+    def stands_for(self, variable: tf.Variable) -> tf.Variable:
+        """Which one has learned what a variable of `whole` will begin with: see `adopt_value`, which gives what looks
+        ahead the same. The optimisers of `whole` rest, so that those of rows that are put away are those of a fresh
+        learner."""
+        return self._by_name.get(variable.name, variable)
 
     def _step(self, batch: Batch, active: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -106,14 +116,17 @@ def pretrain(
     Raises: TrainerError where there is a checkpoint already, nothing of the baseline, or no V; LogError.
     """
     tf.config.experimental.enable_op_determinism()
-    with exclusive(work_dir), closing(open_log(log_url)) as log:
+    with exclusive(work_dir), closing(open_log(log_url)) as log, open_shelf(config, work_dir) as shelf:
         checkpoints = Checkpoints(work_dir / "checkpoints")
         if checkpoints.newest() is not None:
             msg = f"{work_dir} has a checkpoint already, which goes on from there: pre-train into an empty directory"
             raise CheckpointError(msg)
-        training = _training(config, vectors, updates_per_transition)
-        for record in _records(log, config, returns, stop or threading.Event(), clock_ms):
+        training = _training(config, vectors, updates_per_transition, shelf)
+        training.tables.go_on(())  # without rows of a run that never came to its end
+        for number, record in enumerate(_records(log, config, returns, stop or threading.Event(), clock_ms), 1):
             training.ingest(record)
+            if number % _KEEP_EVERY == 0:
+                training.tables.keep()
         _check_learned(training, log_url)
         fresh = learner_of(config)
         fresh.adopt_value(training.learner.whole)
@@ -121,12 +134,14 @@ def pretrain(
     return Pretrained(training.progress, training.losses)
 
 
-def _training(config: FeatureConfig, vectors: VectorSource | None, updates: float | None) -> Training:
+def _training(
+    config: FeatureConfig, vectors: VectorSource | None, updates: float | None, shelf: Shelf | None
+) -> Training:
     algorithm = config.algorithm
     if updates is not None:
         algorithm = structs.replace(algorithm, updates_per_transition=updates)
     config = structs.replace(config, algorithm=algorithm)
-    return Training(config, Encoder(config, vectors), learner=ValueLearner(config))
+    return Training(config, Encoder(config, vectors), learner=ValueLearner(config), shelf=shelf)
 
 
 def _check_learned(training: Training, log_url: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import xxhash
 
-from pipeline.config.schema import FeatureConfig
+from pipeline.config.schema import DynamicVocabulary, FeatureConfig
 from pipeline.features.inputs import FIRST_OOV_ROW, canonical, first_id_row, vocabularies
 from pipeline.features.snapshot import Snapshot
 from pipeline.learning.shelf import Shelf, Spans
@@ -29,6 +29,8 @@ class _Table(NamedTuple):
     oov_buckets: int
     weights: tuple[tf.Variable, ...]  # [S, rows, dim], of each network that there is
     slots: tuple[tf.Variable, ...]  # of optimisers
+    remembered: tuple[tf.Variable, ...]  # weights, then slots: where a row is put that was put away
+    learned: tuple[tf.Variable, ...]  # where each of these is read
     shelved: str | None  # as what its rows are put away: another table of the name is another one
 
 
@@ -36,16 +38,17 @@ class Tables:
     """Of a learner: those of vocabularies with a half-life. Changes the learner's variables."""
 
     def __init__(self, config: FeatureConfig, learner: tf.Module, shelf: Shelf | None = None) -> None:
-        """Without a shelf nothing is remembered."""
+        """Without a shelf nothing is remembered.
+
+        In pre-training rows are put away for another learner, that goes on from this one: as the `whole` of it will
+        have them, each variable as the one that it `stands_for` has learned.
+        """
         self._shelf = shelf
         self._tables = {
-            name: _Table(
-                first_id_row(v), v.oov_buckets, _named(learner, name, ""), _named(learner, name, "_[a-z]+"),
-                _shelved(config, name) if shelf and v.remember else None,
-            )
+            name: _table(config, name, v, learner, remember=shelf is not None and v.remember)
             for name, v in vocabularies(config).items()
             if v.half_life is not None
-        }  # fmt: skip
+        }
         self.begun: Counter[tuple[str, str]] = Counter()  # (table, COLD or REMEMBERED): ids that were given a row
 
     def hand_over(self, before: Snapshot, now: Snapshot) -> None:
@@ -65,7 +68,7 @@ class Tables:
     def _put_away(self, table: _Table, ids: np.ndarray, rows: np.ndarray) -> None:
         if self._shelf is None or table.shelved is None:
             return
-        read = [tf.gather_nd(v, _at(v, rows)).numpy() for v in _all(table)]  # [S, n, dim] each
+        read = [tf.gather_nd(v, _at(v, rows)).numpy() for v in table.learned]  # [S, n, dim] each
         content = np.stack(read, axis=2).swapaxes(0, 1)  # [n, S, variables, dim]
         self._shelf.put(table.shelved, ids.tolist(), [row.tobytes() for row in content])
 
@@ -78,7 +81,7 @@ class Tables:
         ]
         if not kept:
             return 0
-        variables = _all(table)
+        variables = table.remembered
         seeds, _, dim = variables[0].shape
         content = np.frombuffer(b"".join(of_id for _, of_id in kept), np.float32)
         content = content.reshape(len(kept), seeds, len(variables), dim).transpose(2, 1, 0, 3)
@@ -117,8 +120,18 @@ def _begin(table: _Table, ids: np.ndarray, rows: np.ndarray) -> None:
         variable.scatter_nd_update(_at(variable, rows), tf.zeros([variable.shape[0], len(rows), variable.shape[2]]))
 
 
-def _all(table: _Table) -> tuple[tf.Variable, ...]:
-    return (*table.weights, *table.slots)
+def _table(config: FeatureConfig, name: str, rule: DynamicVocabulary, learner: tf.Module, remember: bool) -> _Table:
+    weights, slots = _variables(learner, name)
+    whole, stands_for = getattr(learner, "whole", learner), getattr(learner, "stands_for", lambda variable: variable)
+    remembered = sum(_variables(whole, name), ())
+    learned = tuple(stands_for(variable) for variable in remembered)
+    shelved = _shelved(config, name) if remember else None
+    return _Table(first_id_row(rule), rule.oov_buckets, weights, slots, remembered, learned, shelved)
+
+
+def _variables(learner: tf.Module, table: str) -> tuple[tuple[tf.Variable, ...], tuple[tf.Variable, ...]]:
+    """Weights, and slots of optimisers."""
+    return _named(learner, table, ""), _named(learner, table, "_[a-z]+")
 
 
 def _at(variable: tf.Variable, rows: np.ndarray) -> np.ndarray:

@@ -103,6 +103,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ("{{feature}} unknown", "pageturn_trainer_out_of_vocabulary_share"),
             ),
         ),
+        one(
+            "Ids that were given a row",
+            "short",
+            "{{table}} {{start}}",
+            increase("trainer_rows_begun_total", "table, start", "1h"),
+        ),
     ),
     "Publishing": (
         one(

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from xxhash import xxh3_64_intdigest
 
 from pageturn.__main__ import main
-from pipeline.config.schema import FeatureConfig
+from pipeline.config.schema import DynamicVocabulary, FeatureConfig, GraphTable, IdFeature
 from pipeline.events import encode
+from pipeline.features.encoder import Encoder
+from pipeline.learning.checkpoint import Checkpoints
 from pipeline.learning.ddpg import Ddpg
 from pipeline.learning.errors import CheckpointError, TrainerError
 from pipeline.learning.pretraining import of_returns, pretrain
+from pipeline.learning.resuming import go_on
+from pipeline.learning.shelf import FILE, Shelf
+from pipeline.learning.tables import COLD, REMEMBERED
 from pipeline.learning.trainer import train
 from pipeline.learning.training import Training
 from pipeline.logs.files import FileLog
@@ -100,6 +109,86 @@ def test_v_is_what_is_known_and_the_rest_is_fresh(
         assert (mine.numpy() == its.numpy()).all() == (id(mine) not in trained), mine.name
     ahead = learner.target.networks.ahead({"dense": np.tile(np.arange(4, dtype="f4")[:, None], (2, 1, 1))})
     np.testing.assert_allclose(ahead.value, found.value[:, 0], rtol=1e-5)
+
+
+SHOP, OTHERS = "a", "bcdefgh"  # of three rows of their own: one learned long ago, and those that took its place
+
+
+@pytest.fixture
+def shops(make_config, tmp_path: Path, make_transition) -> Callable[..., FeatureConfig]:
+    """A log of visits to one shop that earn 4 each, then of visits to others that earn nothing; and its config."""
+    log = FileLog(tmp_path / "shops")
+    log.create(TRANSITIONS, 1)
+    visits = [SHOP] * 640 + [shop for shop in OTHERS for _ in range(192)]
+    ends = {"discount": 0.0, "next_state": None, "ending": Ending.LEAVE, "decision": BASELINE}
+    made = [
+        make_transition(i, state=State(user={"shop": shop}), reward=4.0 * (shop == SHOP), **ends)
+        for i, shop in enumerate(visits)
+    ]
+    log.append(TRANSITIONS, [Entry("k", encode(transition), 1_000 + i) for i, transition in enumerate(made)])
+    log.close()
+
+    def config(remember: bool = True, **algorithm: Any) -> FeatureConfig:
+        vocabulary = DynamicVocabulary(6, 1, 1, half_life=64, remember=remember)
+        parts = {
+            "features": (IdFeature("shop", "user.shop", "shops"),),
+            "embeddings": {"shops": GraphTable(4, vocabulary)},
+        }
+        return make_config(parts, learning_rate=0.01, updates_per_transition=0.25, replay=256, **algorithm)
+
+    return config
+
+
+def starts_of(config: FeatureConfig, work_dir: Path, shelf: Shelf) -> tuple[Training, int]:
+    """A trainer as `train` has it at the checkpoint, and the row that the shop is given when it comes back."""
+    training = Training(config, Encoder(config), shelf=shelf)
+    loaded = Checkpoints(work_dir / "checkpoints").newest()
+    assert loaded is not None
+    log = FileLog(work_dir.parent / "shops")
+    go_on(training, loaded, log, with_weights=True)
+    log.close()
+    before, ids = training.snapshot, training.snapshot.vocabularies["shops"].copy()
+    assert xxh3_64_intdigest(SHOP.encode()) not in ids
+    ids[0] = xxh3_64_intdigest(SHOP.encode())
+    training.tables.hand_over(before, replace(before, vocabularies={"shops": ids}))
+    return training, 3
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"towers": "separate", "target": "polyak", "seeds": 2}], ids=["default", "separate"]
+)
+def test_rows_of_ids_that_lost_their_place_are_there_when_training_begins(
+    shops, tmp_path: Path, switches: dict[str, Any]
+) -> None:
+    config = shops(**switches)
+    pretrain(config, f"file://{tmp_path / 'shops'}", tmp_path / "work")
+    with closing(Shelf(tmp_path / "work" / FILE)) as shelf:
+        training, row = starts_of(config, tmp_path / "work", shelf)
+        assert training.tables.begun == {("shops", REMEMBERED): 1, ("shops", COLD): 0}
+    learner = training.learner
+    value = learner.evaluate({"shop": np.array([row, 2], "i4")}).value.numpy()[:, 0]  # [S, (the shop, its bucket)]
+    assert (value[:, 0] > value[:, 1] + 1).all()
+    ahead = learner.target.networks.ahead({"shop": np.full((len(value), 1), row, "i4")}).value.numpy()
+    np.testing.assert_allclose(ahead[:, 0], value[:, 0], rtol=1e-5)
+    for variable in learner.variables:
+        if re.search("_table_(first|second):0", variable.name):
+            assert not variable.numpy()[:, row].any()
+
+
+def test_a_run_that_was_killed_leaves_no_rows_to_the_next(shops, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with closing(Shelf(tmp_path / "work" / FILE)) as shelf:
+        shelf.put("shops", [1], [b"row"])
+        shelf.keep()
+    pretrain(shops(), f"file://{tmp_path / 'shops'}", tmp_path / "work")
+    with closing(sqlite3.connect(tmp_path / "work" / FILE)) as file:
+        assert file.execute("SELECT count(*) FROM rows WHERE tab = 'shops'").fetchone() == (0,)
+        assert file.execute("SELECT count(*) FROM rows").fetchone()[0] > 0
+
+
+def test_where_no_vocabulary_asks_for_it_nothing_is_remembered(shops, tmp_path: Path) -> None:
+    pretrain(shops(remember=False), f"file://{tmp_path / 'shops'}", tmp_path / "work")
+    assert not (tmp_path / "work" / FILE).exists()
 
 
 def test_the_run_is_another_than_one_that_starts_from_nothing(config, url, tmp_path: Path, make_transition) -> None:
