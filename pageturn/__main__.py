@@ -217,7 +217,8 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
     """Publish the baseline as version 1.
 
     Of every learned policy that has no version yet; before any model server starts. Without --store and --models the
-    baselines are only put into staging, from where `control` publishes them.
+    baselines are only put into staging, from where `control` publishes them. With TF_CONFIG set, of several workers the
+    first does it, and the others have nothing to do.
     """
     from model_export.bootstrap import bootstrap as publish_baselines
     from pipeline.config.reading import load_config
@@ -230,7 +231,12 @@ def bootstrap(config_path: Path, store_url: str | None, staging: Path, models: P
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(store_url))) if store_url else None
         from model_export.exporting import bootstrap as export_baselines  # TensorFlow, after the rest was checked
+        from pipeline.learning.together import place_of
 
+        place = place_of(os.environ.get("TF_CONFIG"))
+        if place is not None and place.rank > 0:
+            click.echo(f"left to the first of {place.workers} workers")
+            return
         export_baselines(feature_config, staging, _now_ms())
         if store is None or models is None:
             click.echo(f"{staging}: the baseline of {', '.join(feature_config.learned_policies())}")

@@ -66,22 +66,36 @@ class Trainers:
     """The processes of one team."""
 
     def __init__(self, folder: Path, *options: str, configs: Sequence[str] = ("config.yaml",) * WORKERS) -> None:
-        self._configs = configs
-        addresses = [f"127.0.0.1:{port}" for port in free_ports(WORKERS)]
-        self._folder = folder
-        self.processes = [self._start(rank, addresses, options) for rank in range(WORKERS)]
+        self._configs, self._folder, self._options = configs, folder, options
+        self._addresses = [f"127.0.0.1:{port}" for port in free_ports(WORKERS)]
+        self.processes = [self._start(rank) for rank in range(WORKERS)]
 
-    def _start(self, rank: int, addresses: list[str], options: tuple[str, ...]) -> subprocess.Popen[str]:
+    def _start(self, rank: int) -> subprocess.Popen[str]:
         at = self._folder
         words = ["train", "--config", at / self._configs[rank], "--log", f"file://{at}/log", "--state", at / "trainer"]
-        words += ["--store", f"sqlite:///{at}/store.db", "--staging", at / "staging", *options]
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        words += ["--store", f"sqlite:///{at}/store.db", "--staging", at / "staging", *self._options]
+        task = {"cluster": {"worker": self._addresses}, "task": {"type": "worker", "index": rank}}
         threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [sys.executable, "-m", "pageturn", *map(str, words)],
             env={**os.environ, **threads, "TF_CONFIG": json.dumps(task)},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    def looked_after(self, until: Callable[[], bool]) -> list[int]:
+        """Whoever ends is started again, until then; how often each had ended."""
+        deaths = [0] * WORKERS
+
+        def done() -> bool:
+            for rank, process in enumerate(self.processes):
+                if process.poll() is not None and not until():
+                    process.communicate()
+                    deaths[rank] += 1
+                    self.processes[rank] = self._start(rank)
+            return until()
+
+        await_true(done, 2 * _PATIENCE_S)  # each has to load TensorFlow, perhaps more than once
+        return deaths
 
     def ended(self) -> list[tuple[int, str]]:
         """Their exit codes and what they said, once all have ended."""
@@ -168,6 +182,24 @@ def test_who_loses_a_worker_says_so_and_both_go_on_from_the_chiefs_checkpoint(
     assert_close(weights(tmp_path), alone)
 
 
+def test_workers_that_are_started_again_one_by_one_find_each_other(start, alone: Weights, tmp_path: Path) -> None:
+    """As kubelets do: each looks after its own, and starts again what ended with an error."""
+    append(tmp_path, 0, 300)
+    trainers = start()
+    await_true(lambda: [*(tmp_path / "trainer" / "checkpoints").glob("0*")])
+    trainers.processes[1].send_signal(signal.SIGKILL)
+    append(tmp_path, 300, N)
+    deaths = trainers.looked_after(until=lambda: ingested(tmp_path) == N)
+    assert min(deaths) >= 1
+    assert_close(weights(tmp_path), alone)
+
+
+def ingested(folder: Path) -> int:
+    """Of the newest candidate, which the chief's checkpoint is not behind."""
+    found = sorted((folder / "staging" / "p1").glob("0*"))
+    return int(found[-1].name[:12]) if found else 0
+
+
 def test_a_worker_with_another_config_is_refused(start, tmp_path: Path) -> None:
     append(tmp_path, 0, 10)
     (tmp_path / "other.yaml").write_text(CONFIG.replace("gamma: 0.5", "gamma: 0.6"))
@@ -177,8 +209,8 @@ def test_a_worker_with_another_config_is_refused(start, tmp_path: Path) -> None:
         assert "Traceback" not in said
 
 
-def await_true(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+def await_true(condition: Callable[[], object], patience_s: float = _PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -12,6 +12,7 @@ from tests.k8s.secrets import secret_keys
 _EXPANSION = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 OURS = ("pageturn/agent", "pageturn/stream", "pageturn/trainer", "pageturn/stream-flink")
 SECRET = "s3cret"  # in the place of every secret
+_ORDINAL = "metadata.labels['apps.kubernetes.io/pod-index']"
 
 
 class Command(NamedTuple):
@@ -43,18 +44,21 @@ def commands(objects: Objects) -> Iterator[Command]:
         yield Command(pod, container, args, env)
 
 
-def environment(container: Object, objects: Objects) -> dict[str, str]:
+def environment(container: Object, objects: Objects, ordinal: int = 0) -> dict[str, str]:
+    """`ordinal`: of the pod, where a StatefulSet makes it."""
     found: dict[str, str] = {}
     for source in container.get("envFrom") or ():
         name = source["configMapRef"]["name"]
         found |= named(objects, "ConfigMap", name)["data"] if name in names(objects, "ConfigMap") else {}
     for variable in container.get("env") or ():
-        found[variable["name"]] = _value(variable, found, objects)
+        found[variable["name"]] = _value(variable, found, objects, ordinal)
     return found
 
 
-def _value(variable: Object, before: Mapping[str, str], objects: Objects) -> str:
+def _value(variable: Object, before: Mapping[str, str], objects: Objects, ordinal: int) -> str:
     source = variable.get("valueFrom") or {}
+    if "fieldRef" in source:
+        return str(ordinal) if source["fieldRef"]["fieldPath"] == _ORDINAL else ""
     if "configMapKeyRef" in source and source["configMapKeyRef"]["name"] in names(objects, "ConfigMap"):
         data = named(objects, "ConfigMap", source["configMapKeyRef"]["name"])["data"]
         return str(data.get(source["configMapKeyRef"]["key"], ""))

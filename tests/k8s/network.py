@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 from tests.k8s.commands import Command, commands
 from tests.k8s.manifests import Object, Objects, Pod, matches, named, names, of_kind, pods
 
+_WORKER = re.compile(r'"([a-z0-9.-]+):([0-9]+)"')
 _TARGET = re.compile(r"(?:dns:///)?([a-z0-9-]+):([0-9]+)")
 
 
 class Edge(NamedTuple):
     client: Pod
-    host: str  # a service
+    host: str  # a service, or a pod of a headless one: <pod>.<service>
     port: int
 
     def __str__(self) -> str:
@@ -41,6 +42,8 @@ def edges(objects: Objects) -> Iterator[Edge]:
     for command in commands(objects):
         for host, port in _hosts(command):
             yield Edge(command.pod, host, port)
+        for host, port in _WORKER.findall(command.env.get("TF_CONFIG", "")):
+            yield Edge(command.pod, host, int(port))
         if command.env.get("REDIS_HOST"):
             yield Edge(command.pod, command.env["REDIS_HOST"], int(command.env["REDIS_PORT"]))
 
@@ -84,6 +87,12 @@ def serving(edge: Edge, objects: Objects) -> tuple[Mapping[str, str], set[int | 
         for pod in pods(objects):
             if matches({"matchLabels": service["spec"]["selector"]}, pod.labels):
                 return pod.labels, {ports[edge.port], *_numbers(pod, ports[edge.port])}
+    one, _, headless = edge.host.partition(".")
+    if headless in names(objects, "Service"):
+        selector = named(objects, "Service", headless)["spec"]["selector"]
+        for pod in pods(objects):
+            if matches({"matchLabels": selector}, pod.labels) and one.startswith(f"{pod.owner['metadata']['name']}-"):
+                return pod.labels, {edge.port, *_port_names(pod, edge.port)}
     for kafka in of_kind(objects, "Kafka"):  # Strimzi makes the service
         if edge.host == f"{kafka['metadata']['name']}-kafka-bootstrap":
             there = {listener["port"] for listener in kafka["spec"]["kafka"]["listeners"]}
@@ -97,6 +106,11 @@ def serving(edge: Edge, objects: Objects) -> tuple[Mapping[str, str], set[int | 
 def _numbers(pod: Pod, name: int | str) -> set[int]:
     ports = [port for container in pod.containers for port in container.get("ports") or ()]
     return {port["containerPort"] for port in ports if port["name"] == name}
+
+
+def _port_names(pod: Pod, number: int) -> set[str]:
+    ports = [port for container in pod.containers for port in container.get("ports") or ()]
+    return {port["name"] for port in ports if port["containerPort"] == number}
 
 
 def _allowed(
