@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-drn bench-learning bench-classics k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
+.PHONY: demo up down test cluster test-cluster bench-stream bench-trainer bench-serving bench-embeddings bench-identities bench-drn bench-learning bench-classics k8s-tools test-k8s alerts lint format lock schema metrics config-table dashboards capacity protos clean
 
 demo: $(READY)
 	$(BIN)/pageturn demo
@@ -66,6 +66,11 @@ bench-serving: $(READY)
 ITEMS ?= 10000000
 bench-embeddings: $(READY)
 	$(BIN)/python -m benchmarks.embeddings --items $(ITEMS) --json benchmarks/results/embeddings.json
+
+# Ids of features that come and go: IDS=10000000 takes ten minutes, and 3 GB of disk.
+IDS ?= 10000000
+bench-identities: $(READY)
+	$(BIN)/python -m benchmarks.identities --ids $(IDS) --json benchmarks/results/identities.json
 
 # Learners to compare with, each in an environment of its own, of pinned versions; several gigabytes.
 PEERS := .peers

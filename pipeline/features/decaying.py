@@ -7,6 +7,7 @@ of the log give the same rows.
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -46,23 +47,26 @@ class DecayingVocabulary:
         self._enough, self._half_life = config.min_count - 0.5, config.half_life
         self._limit = most_candidates(config)
         self._transitions = dump.transitions if dump else 0
-        self._ids = _numbers(dump.ids, "<u8") if dump else []
-        self._counts = _paired(dump.ids, dump.counts) if dump else {}  # of ids that have a row
-        self._candidates = _paired(dump.candidates, dump.candidate_counts) if dump else {}
+        # Of ids that have a row, by row: what is looked at as a whole, every round and with every checkpoint.
+        self._ids = array("Q", _numbers(dump.ids, "<u8") if dump else [])
+        self._counts = array("d", _paired(dump.ids, dump.counts).values() if dump else [])
         self._row = {h: row for row, h in enumerate(self._ids)}
+        self._candidates = _paired(dump.candidates, dump.candidate_counts) if dump else {}
         self._rarest: list[tuple[float, int]] = []  # a heap: counts of ids that have a row, or what they once were
         self._order()
 
     def count(self, ids: Iterable[int]) -> None:
         """Of one transition."""
+        weight = self._weight
         for h in ids:
-            if h in self._counts:
-                self._counts[h] += self._weight
+            row = self._row.get(h)
+            if row is not None:
+                self._counts[row] += weight
             elif h:
-                self._seen(h)
+                self._seen(h, weight)
         self._transitions += 1
         if self._transitions % self._half_life == 0:
-            self._counts = {h: count / 2 for h, count in self._counts.items()}
+            self._counts = array("d", (np.array(self._counts) / 2).tobytes())
             self._candidates = {h: count / 2 for h, count in self._candidates.items()}
             self._order()
 
@@ -71,37 +75,39 @@ class DecayingVocabulary:
         """Of a sight, now."""
         return float(2.0 ** (self._transitions % self._half_life / self._half_life))
 
-    def _seen(self, h: int) -> None:
-        count = self._candidates.get(h, 0.0) + self._weight
+    def _seen(self, h: int, weight: float) -> None:
+        count = self._candidates.get(h, 0.0) + weight
         self._candidates[h] = count
-        if count >= self._enough * self._weight:
+        if count >= self._enough * weight:
             if len(self._ids) < self._room:
                 self._admit(h, len(self._ids))
-            elif count > _TIMES * self._counts[least := self._least()]:
-                self._evict(least)
-                self._admit(h, self._row.pop(least))
+            elif count > _TIMES * self._counts[row := self._least()]:
+                self._evict(row)
+                self._admit(h, row)
         if len(self._candidates) > self._limit:
             self._forget_rare()
 
     def _admit(self, h: int, row: int) -> None:
-        self._counts[h] = self._candidates.pop(h)
-        self._ids[row : row + 1] = [h]
+        count = self._candidates.pop(h)
+        self._ids[row : row + 1] = array("Q", [h])
+        self._counts[row : row + 1] = array("d", [count])
         self._row[h] = row
-        heapq.heappush(self._rarest, (self._counts[h], h))
+        heapq.heappush(self._rarest, (count, h))
 
-    def _evict(self, h: int) -> None:
+    def _evict(self, row: int) -> None:
         """It may come back: its count goes on."""
-        heapq.heappop(self._rarest)
-        self._candidates[h] = self._counts.pop(h)
+        _, h = heapq.heappop(self._rarest)
+        del self._row[h]
+        self._candidates[h] = self._counts[row]
 
     def _least(self) -> int:
-        """The id of the least count (of equal ones the smaller hash). What lies on the heap may have grown since."""
-        while (entry := self._rarest[0])[0] != (now := self._counts[entry[1]]):
+        """The row of the least count (of equal ones that of the smaller hash). What lies on the heap may have grown."""
+        while (entry := self._rarest[0])[0] != (now := self._counts[row := self._row[entry[1]]]):
             heapq.heapreplace(self._rarest, (now, entry[1]))
-        return entry[1]
+        return row
 
     def _order(self) -> None:
-        self._rarest = [(count, h) for h, count in self._counts.items()]
+        self._rarest = list(zip(self._counts, self._ids, strict=True))
         heapq.heapify(self._rarest)
 
     def _forget_rare(self) -> None:
@@ -115,14 +121,13 @@ class DecayingVocabulary:
         return np.array(self._ids, "<u8")
 
     def dump(self) -> Counted:
-        counts = [self._counts[h] for h in self._ids]
-        candidates, of_candidates = list(self._candidates), list(self._candidates.values())
+        candidates = len(self._candidates)
         return Counted(
             self._transitions,
             self.hashes().tobytes(),
-            np.array(counts, "<f8").tobytes(),
-            np.array(candidates, "<u8").tobytes(),
-            np.array(of_candidates, "<f8").tobytes(),
+            np.array(self._counts, "<f8").tobytes(),
+            np.fromiter(self._candidates, "<u8", candidates).tobytes(),
+            np.fromiter(self._candidates.values(), "<f8", candidates).tobytes(),
         )
 
 

@@ -22,9 +22,11 @@ EDITIONS = 8  # of a row: more than checkpoints are kept, so one of these always
 _TABLE = """CREATE TABLE IF NOT EXISTS rows
 (tab TEXT, id INTEGER, number INTEGER, content BLOB NOT NULL, PRIMARY KEY (tab, id, number)) WITHOUT ROWID"""
 _PUT = "INSERT INTO rows VALUES (?, ?, ?, ?)"
-_PRUNE = """DELETE FROM rows WHERE tab = :tab AND id = :id AND number <=
-(SELECT number FROM rows WHERE tab = :tab AND id = :id ORDER BY number DESC LIMIT 1 OFFSET :editions)"""
+_PRUNE = """DELETE FROM rows WHERE tab = ?1 AND id = ?2 AND number <=
+(SELECT number FROM rows WHERE tab = ?1 AND id = ?2 ORDER BY number DESC LIMIT 1 OFFSET ?3)"""
 _GET = "SELECT number, content FROM rows WHERE tab = ? AND id = ? ORDER BY number DESC"
+
+_CACHE_KIB = 32 * 1024  # a checkpoint's rows lie on as many pages: with fewer in memory these are written twice
 
 Spans = tuple[tuple[int, int], ...]  # numbers from and to, both included, rising
 
@@ -39,8 +41,17 @@ class Shelf:
         with self._explained():
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             self._connection.execute(_TABLE)
-            (self._last,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM rows").fetchone()
+            self._last = self._last_written()
+
+    def _last_written(self) -> int:
+        """The file says so in its header: with tens of millions of rows, looking for it would take a minute. Only what
+        was written before it did is looked through."""
+        (number,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if not number:
+            (number,) = self._connection.execute("SELECT coalesce(max(number), 0) FROM rows").fetchone()
+        return int(number)
 
     def close(self) -> None:
         self._connection.close()
@@ -64,10 +75,11 @@ class Shelf:
         if not self._pending:
             return self._spans
         number = self._last + 1
+        rows = sorted((table, _signed(id_), number, row) for (table, id_), row in self._pending.items())
         with self._explained(), self._transaction():
-            for (table, id_), row in self._pending.items():
-                self._connection.execute(_PUT, (table, _signed(id_), number, row))
-                self._connection.execute(_PRUNE, {"tab": table, "id": _signed(id_), "editions": EDITIONS})
+            self._connection.executemany(_PUT, rows)
+            self._connection.executemany(_PRUNE, [(table, id_, EDITIONS) for table, id_, _, _ in rows])
+            self._connection.execute(f"PRAGMA user_version = {number}")
         self._last = number
         self._pending.clear()
         *before, (first, last) = self._spans or ((number, number),)
@@ -77,9 +89,11 @@ class Shelf:
 
     def go_on(self, spans: Spans) -> None:
         """From the newest checkpoint. What was written after it belongs to one that was never complete."""
-        self._last = spans[-1][1] if spans else 0
-        with self._explained():
-            self._connection.execute("DELETE FROM rows WHERE number > ?", (self._last,))
+        newest = spans[-1][1] if spans else 0
+        if self._last > newest:
+            with self._explained():
+                self._connection.execute("DELETE FROM rows WHERE number > ?", (newest,))
+        self._last = newest
         self.go_back(spans)
 
     def go_back(self, spans: Spans) -> None:

@@ -95,6 +95,32 @@ def test_a_row_has_few_editions_and_the_newest_are_kept(tmp_path: Path) -> None:
         assert file.execute("SELECT count(*) FROM rows WHERE id = 7").fetchone() == (EDITIONS,)
 
 
+def test_the_file_says_how_far_it_goes_without_being_looked_through(tmp_path: Path) -> None:
+    with opened(tmp_path) as shelf:
+        shelf.put("shops", [7], [b"seven"])
+        spans = shelf.keep()
+    with closing(sqlite3.connect(tmp_path / FILE)) as file:
+        assert file.execute("PRAGMA user_version").fetchone() == (1,)
+        file.execute("PRAGMA user_version = 5")
+    with closing(Shelf(tmp_path / FILE)) as shelf:
+        shelf.go_back(spans)
+        shelf.put("shops", [8], [b"eight"])
+        assert shelf.keep() == ((1, 1), (6, 6))
+
+
+def test_a_file_that_does_not_say_so_yet_is_looked_through(tmp_path: Path) -> None:
+    with opened(tmp_path) as shelf:
+        for row in (b"seven", b"again"):
+            shelf.put("shops", [7], [row])
+            spans = shelf.keep()
+    with closing(sqlite3.connect(tmp_path / FILE)) as file:
+        file.execute("PRAGMA user_version = 0")
+    with opened(tmp_path, ((1, 1),)) as shelf:
+        assert shelf.get("shops", [7]) == [b"seven"]
+        shelf.go_back(spans)
+        assert shelf.get("shops", [7]) == [b"seven"]  # the other belonged to no checkpoint
+
+
 def test_a_write_that_fails_leaves_nothing_of_it(tmp_path: Path) -> None:
     with opened(tmp_path) as shelf:
         shelf.put("shops", [7], [b"seven"])

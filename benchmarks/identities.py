@@ -1,0 +1,294 @@
+"""What tens of millions of ids cost the trainer: in memory, on disk, beside a checkpoint, and when they come back.
+
+    python -m benchmarks.identities [--ids 10000000] [--rounds 10] [--capacity 500000] [--quick] [--json FILE]
+
+Every id comes twice, gets a row of a table, and loses it to one that comes later; half as many others come once. They
+go through the statistics as prepared rows do, and rows that are lost are put away in a file as the trainer does it (one
+seed, one network, dimension 16: weights and two moments). The trainer's checkpoints are at most 3,200 transitions
+apart; so at the end of each round 20 writes of 3,200 rows are timed, half of them of ids that were put away before.
+No TensorFlow: what a table takes there is rows x dimension x 12 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from benchmarks.shares import BenchmarkError
+from pipeline.config.reading import parse_config
+from pipeline.config.schema import FeatureConfig
+from pipeline.errors import PageturnError
+from pipeline.features.layout import Layout
+from pipeline.features.snapshot import Snapshot
+from pipeline.features.statistics import Statistics
+from pipeline.learning.shelf import FILE, Shelf, Spans
+
+TABLE, DIM = "shops", 16
+ROW_BYTES = 3 * 4 * DIM
+AT_ONCE = 3_200  # transitions, and rows of a write: `checkpoint_every` of the trainer
+PORTION = 50_000  # rows of a write that only fills the file
+WRITES, TIMES = 20, 5
+QUICK_IDS, QUICK_CAPACITY, QUICK_ROUNDS = 200_000, 10_000, 2
+_RARE = 2**40  # numbers of ids that come once; from twice that on, those of the timed writes
+
+
+class Round(Struct, frozen=True):
+    put_away: int  # ids
+    observed_per_s: float  # transitions of one id
+    bytes_per_row: float  # of the file
+    write_ms: float  # of 3,200 rows, median
+    worst_ms: float
+
+
+class Result(Struct, frozen=True):
+    ids: int
+    capacity: int
+    counted: int  # ids in memory: those with a row, and candidates
+    bytes_per_counted: float
+    snapshot_ms: float  # what a round of the trainer (64 transitions) takes of it: frozen, hashed, compared
+    state_ms: float  # what is known of ids, as a checkpoint has it
+    state_mb: float
+    rounds: tuple[Round, ...]
+    read_per_s: float  # rows, in calls of 3,200
+    restart_ms: float  # until the file can be read on
+    file_gb: float
+    peak_gb: float  # of the process
+
+
+def measure(ids: int, rounds: int, capacity: int, folder: Path) -> Result:
+    if rounds < 1 or capacity < AT_ONCE or ids < 2 * rounds * capacity:
+        message = f"expected --capacity of {AT_ONCE} or more, and --ids of twice that in each round, found {ids}"
+        raise BenchmarkError(message)
+    path = folder / FILE
+    feed, done = Feed(config_of(capacity), min(PORTION, capacity // 4)), list[Round]()
+    with closing(Shelf(path)) as shelf:
+        for number in range(1, rounds + 1):
+            began, seen, feed.spent = time.perf_counter(), 0, 0.0
+            while feed.came < ids * number // rounds:
+                seen += feed.observe(shelf)
+            spans, writes = shelf.keep(), feed.writes(shelf)
+            rate, size = seen / feed.spent, path.stat().st_size / feed.rows
+            done.append(Round(feed.put_away, round(rate), round(size, 1), *_milliseconds(writes)))
+            print(f"{time.perf_counter() - began:.0f} s: {done[-1]}", file=sys.stderr, flush=True)
+        spans = shelf.keep()
+        read = feed.reads(shelf)
+        snapshot_ms = median(feed.snapshot_s() for _ in range(TIMES)) * 1000
+        states = [feed.state() for _ in range(TIMES)]
+    return Result(
+        ids=ids,
+        capacity=capacity,
+        counted=feed.counted,
+        bytes_per_counted=round(feed.bytes_per_counted, 1),
+        snapshot_ms=round(snapshot_ms, 2),
+        state_ms=round(median(seconds for seconds, _ in states) * 1000, 1),
+        state_mb=round(states[0][1] / 1e6, 1),
+        rounds=tuple(done),
+        read_per_s=round(read),
+        restart_ms=round(_restart_s(path, spans) * 1000, 1),
+        file_gb=round(path.stat().st_size / 1e9, 3),
+        peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+    )
+
+
+class Feed:
+    """Owns what is known of ids, and says what is put away."""
+
+    def __init__(self, config: FeatureConfig, portion: int) -> None:
+        self._portion = portion  # ids between two looks at who has a row
+        self._dtype, self._rng = Layout.of(config).dtype(), np.random.default_rng(7)
+        self._resident = _resident()
+        self._statistics = Statistics(config)
+        self._snapshot = self._statistics.freeze()
+        self.came = self.put_away = self.rows = self.counted = 0
+        self.spent = self.bytes_per_counted = 0.0
+
+    def observe(self, shelf: Shelf) -> int:
+        """Some ids, twice each, and half as many once. Returns how many transitions that were."""
+        often = _ids(self.came, self._portion)
+        rare = _ids(_RARE + self.came, len(often) // 2)
+        sights = self._rng.permutation(np.concatenate([often, often, rare]))
+        rows = np.zeros(len(sights), self._dtype)
+        rows["hashes"][:, 0] = sights
+        began = time.perf_counter()
+        self._statistics.update(rows)
+        self.spent += time.perf_counter() - began
+        self.came += len(often)
+        before, self._snapshot = self._snapshot, self._statistics.freeze()
+        gone = lost(before, self._snapshot)
+        shelf.put(TABLE, gone.tolist(), contents(gone))
+        self.put_away += len(gone)
+        self.rows += len(gone)
+        if len(gone):
+            shelf.keep()
+            if not self.counted:
+                self._weigh()
+        return len(sights)
+
+    def _weigh(self) -> None:
+        """Once the table is full."""
+        resident = _resident() - self._resident
+        held = msgspec.msgpack.decode(self._statistics.to_bytes())["decaying"][TABLE]
+        self.counted = (len(held[1]) + len(held[3])) // 8
+        self.bytes_per_counted = resident / self.counted
+
+    def writes(self, shelf: Shelf) -> list[float]:
+        """Seconds of each write as it is beside a checkpoint."""
+        times = []
+        for _ in range(WRITES):
+            before = _mixed(self._rng.integers(0, self.put_away // 2, AT_ONCE // 2))
+            chosen = np.concatenate([np.unique(before), _ids(2 * _RARE + self.rows, AT_ONCE // 2)])
+            shelf.put(TABLE, chosen.tolist(), contents(chosen))
+            began = time.perf_counter()
+            shelf.keep()
+            times.append(time.perf_counter() - began)
+            self.rows += len(chosen)
+        return times
+
+    def reads(self, shelf: Shelf) -> float:
+        """Rows per second, of ids drawn from all that were put away; what is read is compared."""
+        times = []
+        for _ in range(WRITES):
+            chosen = _mixed(self._rng.integers(0, self.put_away // 2, AT_ONCE))
+            began = time.perf_counter()
+            found = shelf.get(TABLE, chosen.tolist())
+            times.append(time.perf_counter() - began)
+            if found != contents(chosen):
+                message = "expected every row as it was put away, found others"
+                raise BenchmarkError(message)
+        return AT_ONCE / median(times)
+
+    def snapshot_s(self) -> float:
+        began = time.perf_counter()
+        now = self._statistics.freeze()
+        _ = now.sha256, lost(self._snapshot, now)
+        return time.perf_counter() - began
+
+    def state(self) -> tuple[float, int]:
+        """Seconds, and bytes."""
+        began = time.perf_counter()
+        size = len(self._statistics.to_bytes())
+        return time.perf_counter() - began, size
+
+
+def config_of(capacity: int) -> FeatureConfig:
+    return parse_config(f"""
+schema_version: 1
+name: feed
+kv_prefix: fd
+embeddings:
+  {TABLE}:
+    lookup: graph
+    dim: {DIM}
+    vocabulary: {{kind: dynamic, capacity: {capacity}, min_count: 2, half_life: {capacity}, remember: true}}
+features: [{{name: shop, kind: id, source: user.shop, embedding: {TABLE}}}]
+fusion: {{kind: pay_plus_a_phi, phi: 0.1}}
+action: [{{name: a, baseline: 1.0, range: [0.0, 4.0]}}]
+reward: {{weights: {{click: 1.0}}}}
+algorithm: {{kind: ddpg, gamma: 0.9}}
+policies: [{{name: baseline, kind: baseline}}, {{name: rl, kind: learned}}]
+buckets: {{salt: s, assign: [{{name: a, policy: baseline, slots: [0, 49]}}, {{name: b, policy: rl, slots: [50, 99]}}]}}
+""")
+
+
+def lost(before: Snapshot, now: Snapshot) -> np.ndarray:
+    """Ids whose row is another's."""
+    former, ids = before.vocabularies[TABLE], now.vocabularies[TABLE]
+    gone: np.ndarray = former[former != ids[: len(former)]]
+    return gone
+
+
+def contents(ids: np.ndarray) -> list[bytes]:
+    """A row of each, that tells whose it is."""
+    whole = np.repeat(ids, ROW_BYTES // 8).tobytes()
+    return [whole[start : start + ROW_BYTES] for start in range(0, len(whole), ROW_BYTES)]
+
+
+def _ids(first: int, count: int) -> np.ndarray:
+    return _mixed(np.arange(first, first + count))
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """As spread over 64 bits as hashes are, each number to another (the finaliser of splitmix64); none to 0."""
+    x = numbers.astype("<u8") + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def _resident() -> int:
+    """Bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _restart_s(path: Path, spans: Spans) -> float:
+    began = time.perf_counter()
+    with closing(Shelf(path)) as shelf:
+        shelf.go_on(spans)
+        shelf.get(TABLE, [1])
+        return time.perf_counter() - began
+
+
+def _milliseconds(times: list[float]) -> tuple[float, float]:
+    return round(median(times) * 1000, 1), round(max(times) * 1000, 1)
+
+
+def table(result: Result) -> str:
+    head = "   put away   observed per s   bytes per row   write of 3,200: median   worst"
+    each = [
+        f"{r.put_away:11,} {r.observed_per_s:16,} {r.bytes_per_row:15.1f} {r.write_ms:20.1f} ms {r.worst_ms:7.1f}"
+        for r in result.rounds
+    ]
+    rest = [
+        ("in memory", f"{result.bytes_per_counted} bytes per id, {result.counted:,} of them"),
+        ("a round's snapshot", f"{result.snapshot_ms} ms, {result.capacity:,} rows"),
+        ("ids in a checkpoint", f"{result.state_ms} ms, {result.state_mb} MB"),
+        ("rows read back", f"{result.read_per_s:,} per s"),
+        ("restart", f"{result.restart_ms} ms, {result.file_gb} GB"),
+        ("peak memory", f"{result.peak_gb} GB"),
+    ]
+    return "\n".join([head, *each, "", *(f"{name:20} {value}" for name, value in rest)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    sizes = options.ids, options.rounds, options.capacity
+    if options.quick:
+        sizes = QUICK_IDS, QUICK_ROUNDS, QUICK_CAPACITY
+    try:
+        with tempfile.TemporaryDirectory(prefix="pageturn-bench-", dir=options.dir) as folder:
+            result = measure(*sizes, Path(folder))
+    except PageturnError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(table(result))
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.identities", description=__doc__.split("\n")[0])
+    parser.add_argument("--ids", type=int, default=10_000_000)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--capacity", type=int, default=500_000, help="rows of the table; 4 times as many are counted")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_IDS:,} ids: whether it runs")
+    parser.add_argument("--dir", type=Path, help="where the file is while it is measured")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
