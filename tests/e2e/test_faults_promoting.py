@@ -1,5 +1,4 @@
-"""A controller that dies while it gives a version to all that was tried on a share, with users there. See
-faulty_matrix.py."""
+"""Faults between a version's trial on a share and its being given to all, with users there. See faulty_matrix.py."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import signal
 import pytest
 
 from model_export.desired import PolicyState, read_desired
+from model_export.heard import read_heard
 from model_export.verdicts import read_verdicts
 from tests.e2e.faulty_loop import Loop, eventually
 from tests.e2e.faulty_matrix import PAGES, check_whole, decided_pages
@@ -63,7 +63,26 @@ def test_no_page_fails_and_it_is_promoted_once(loop: Loop, step: str) -> None:
     assert loop.failed == []
 
 
+def test_nothing_is_promoted_while_no_model_server_answers(loop: Loop) -> None:
+    loop.trainer.candidate()
+    eventually(lambda: on_trial(loop), "a version on its share")
+    tried = desired(loop).pointer.canary
+    loop.kill("model server")
+    assert tried is not None
+    eventually(lambda: away_noted(loop) or promoted(loop, tried.version) > 0, "a controller that knows of it")
+    assert (loop.pointer().canary, promoted(loop, tried.version)) == (tried, 0)
+    loop.start_server()
+    eventually(lambda: promoted(loop, tried.version) == 1, "a version that goes to all")
+    since = len(loop.pages)
+    eventually(lambda: loop.policy_decides(since, tried.version), f"pages by version {tried.version}")
+    assert loop.failed == []
+
+
+def away_noted(loop: Loop) -> bool:
+    return read_heard(loop.models)[POLICY].anew_ms > 0
+
+
 def test_every_decision_was_made_with_one_version_whole(loop: Loop) -> None:
     decided = decided_pages(loop)
-    assert set(decided) == {*range(1, len(STEPS) + 2)}
+    assert set(decided) == {*range(1, len(STEPS) + 3)}
     check_whole(loop, decided)
