@@ -10,7 +10,6 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from model_export.bootstrap import bootstrap as bootstrap
 from model_export.bootstrap import bootstrap_missing
 from model_export.candidate import list_candidates
 from model_export.certifying import Certifier
@@ -26,7 +25,6 @@ from model_export.publisher import publish, record, resume
 from model_export.recovery import highest_fence, keep_in_step, take_over
 from model_export.showing import begin, show
 from model_export.site import Server, Site, Stopping, VolumeError
-from model_export.switches import set_off as set_off
 from model_export.turning import finish_all
 from model_export.verdicts import VerdictLog
 from pipeline.config.schema import FeatureConfig

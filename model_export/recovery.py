@@ -152,8 +152,13 @@ def _restore_records(site: Site, name: str, policy: PolicyState, *, thorough: bo
     records = site.store.get_many([version_key(site.prefix, name, entry.version) for entry in entries])
     for entry, value in zip(entries, records, strict=True):
         if value is None or (thorough and not _parameters_are_there(site, entry.parameters)):
-            site.metrics.count("records_restored", policy=name)
-            restore_version(site, name, policy.model_name, entry.version)
+            try:
+                _restore_version(site, name, policy.model_name, entry.version)
+            except (CandidateError, OSError) as error:
+                if thorough:  # now and then: it stays so until somebody brings one of them back
+                    _LOG.error("%s version %d: lost to the store, and so is its folder: %s", name, entry.version, error)
+            else:
+                site.metrics.count("records_restored", policy=name)
 
 
 def _parameters_are_there(site: Site, sha256: str) -> bool:
@@ -161,13 +166,9 @@ def _parameters_are_there(site: Site, sha256: str) -> bool:
     return value is not None and hashlib.sha256(value).hexdigest() == sha256
 
 
-def restore_version(site: Site, name: str, model: str, version: int) -> None:
-    try:
-        candidate = volume.read_version(site.models, model, version)
-        payload = (volume.folder_of(site.models, model, version) / PARAMETERS).read_bytes()
-    except (CandidateError, OSError) as error:
-        _LOG.error("%s version %d: its records in the store are lost, and its folder is too: %s", model, version, error)
-        return
+def _restore_version(site: Site, name: str, model: str, version: int) -> None:
+    candidate = volume.read_version(site.models, model, version)
+    payload = (volume.folder_of(site.models, model, version) / PARAMETERS).read_bytes()
     site.lease.check()
     site.lease.put(parameters_key(site.prefix, candidate.parameters), payload)
     record = msgspec.json.encode(version_record(candidate, version))

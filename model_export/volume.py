@@ -12,10 +12,11 @@ import shutil
 from pathlib import Path
 
 from model_export.candidate import EXTRA, MODEL, RECORD, Candidate, CandidateError, decode_candidate, encode_candidate
-from model_export.site import VolumeError
 from pipeline import durable
 
-_ANY_NUMBER = re.compile(r"(?:\.bad-|\.tmp-)?([0-9]+)")
+_NUMBER = re.compile(r"[1-9][0-9]*")
+_BAD = re.compile(rf"\.bad-({_NUMBER.pattern})")
+_ANY_NUMBER = re.compile(r"(?:\.bad-|\.tmp-)?([0-9]+)")  # also of folders that are not ours
 
 
 def folder_of(models: Path, model: str, version: int) -> Path:
@@ -24,7 +25,7 @@ def folder_of(models: Path, model: str, version: int) -> Path:
 
 def versions_on(models: Path, model: str) -> tuple[int, ...]:
     """Numbers of the folders in place, rising."""
-    return tuple(sorted(int(p.name) for p in _children(models / model) if p.name.isdecimal()))
+    return tuple(sorted(int(p.name) for p in _children(models / model) if _NUMBER.fullmatch(p.name)))
 
 
 def first_free_version(models: Path, model: str, counter: int) -> int:
@@ -49,7 +50,8 @@ def place(models: Path, model: str, version: int, source: Path, candidate: Candi
         return
     aside = target.with_name(f".tmp-{version}")
     shutil.rmtree(aside, ignore_errors=True)
-    _make_folder(target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    durable.sync(models)
     durable.copy(source / MODEL, aside)
     durable.write(aside / EXTRA / RECORD, encode_candidate(candidate))
     durable.rename(aside, target)
@@ -73,19 +75,10 @@ def remove_leftovers(models: Path, model: str, keep_bad: int) -> None:
     for path in _children(models / model):
         if path.name.startswith(".tmp-"):
             shutil.rmtree(path)
-    bad = [p for p in _children(models / model) if p.name.startswith(".bad-")]
-    for path in sorted(bad, key=lambda p: int(p.name.removeprefix(".bad-")))[: -keep_bad or None]:
-        shutil.rmtree(path)
+    bad = {int(m[1]): path for path in _children(models / model) if (m := _BAD.fullmatch(path.name))}
+    for number in sorted(bad)[: -keep_bad or None]:
+        shutil.rmtree(bad[number])
 
 
 def _children(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"{path}: cannot be made: {error.strerror}"
-        raise VolumeError(message) from error
-    durable.sync(path.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,13 +22,14 @@ from model_export.recovery import _claimed, keep_in_step
 from model_export.status import status
 from model_export.switches import SwitchError, roll_back, set_off
 from model_export.verdicts import read_verdicts
+from model_export.volume import versions_on
 from pipeline.config.schema import Dense, Publish, ZScore
 from pipeline.features.inputs import config_sha
 from pipeline.features.moments import Moments
 from pipeline.features.snapshot import Snapshot
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics
-from pipeline.stores.published import Heartbeat, parameters_key, read_heartbeats, write_heartbeat
+from pipeline.stores.published import Heartbeat, parameters_key, read_heartbeats, version_key, write_heartbeat
 from pipeline.stores.sqlite import SqliteStore
 from pipeline.stores.store import StoreError
 
@@ -244,6 +246,19 @@ def test_spoilt_parameters_are_restored_when_they_are_looked_at(world: Any) -> N
     assert site.metrics.total("records_restored", policy="rl") == 1
 
 
+def test_what_cannot_be_restored_is_not_told_to_be(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    world.bootstrap()
+    publish_each(world, 50)
+    site, verdicts, state = world.site("two")
+    world.store.delete_many([version_key("fd", "rl", 2)])
+    shutil.rmtree(world.models / "feed_rl" / "2")
+    keep_in_step(site, verdicts, state)
+    assert caplog.text == ""
+    keep_in_step(site, verdicts, state, thorough=True)
+    assert "rl version 2: lost to the store, and so is its folder" in caplog.text
+    assert site.metrics.total("records_restored", policy="rl") == 0
+
+
 def test_a_clock_that_is_put_back_does_not_keep_the_lease_from_being_renewed(world: Any) -> None:
     lease = Lease(world.store, "fd", "one", world.clock)
     assert lease.take(above=0)
@@ -371,6 +386,37 @@ def test_broken_off_copies_are_removed(world: Any) -> None:
     (world.models / "feed_rl" / "12").mkdir()
     publish_each(world, 50)
     assert world.pointer().stable.version == 13  # above every number on the volume
+
+
+def test_folders_that_somebody_has_left_there_are_left_alone(world: Any) -> None:
+    world.bootstrap()
+    names = (".bad-2-kept", ".bad-copy", "007", "1.old", "notes")
+    for name in names:
+        (world.models / "feed_rl" / name).mkdir()
+    for number in range(5):
+        publish_each(world, 50 + 20 * number)
+    assert world.pointer().stable.version == 12
+    assert versions_on(world.models, "feed_rl") == (1, 8, 9, 10, 11, 12)
+    assert all((world.models / "feed_rl" / name).is_dir() for name in names)
+
+
+def test_a_volume_where_no_folder_can_be_made_is_waited_for(world: Any) -> None:
+    world.candidate(0)
+    (world.models / "feed_rl").write_bytes(b"in the way")
+    stop, asked = threading.Event(), []
+
+    def pause(seconds: float) -> bool:
+        asked.append(seconds)
+        if len(asked) == 3:
+            (world.models / "feed_rl").unlink()
+        return len(asked) > 20
+
+    stop.wait = pause
+    run_controller(
+        world.config, world.store, world.servers, world.staging, world.models,
+        holder="one", clock_ms=world.clock, stop=stop, poll_s=0.0,
+    )  # fmt: skip
+    assert world.pointer().stable.version == 1
 
 
 def test_agents_without_a_list_are_found_by_their_keys(world: Any) -> None:
