@@ -4,7 +4,7 @@ version before did, and can blame the one that serves for what began with it."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,26 +21,27 @@ _LOG = logging.getLogger(__name__)
 class Heard(Struct, frozen=True, omit_defaults=True):
     """Of a policy: its version and what was last heard of it; the same of the version before.
 
-    While another version is tried beside it: which, and what was known of both when what counts of that began. That is
-    the beginning of the trial, or the last time that model servers were found to have been away.
+    While another version is tried beside it: the same of that one, and what was known of both when what counts of it
+    began. That is the beginning of the trial, or the last time that model servers were found to have been away.
     """
 
     version: int
     usage: Usage = Usage()
     before: Usage | None = None
-    trial: int | None = None
+    tried: Heard | None = None
     base: Usage = Usage()
     tried_base: Usage = Usage()
     anew_ms: int = 0  # when servers were found to have been away; 0: they were not
     usual: float = 1.0  # share of its pages that model servers answered in time, before the trial
+    agents: dict[str, Usage] = {}  # what each said last of this version
 
     @property
     def beside(self) -> Usage:
         return _since(self.base, self.usage)
 
-    def tried(self, usage: Usage) -> Usage:
-        """Of the other version, by all that was heard of it."""
-        return _since(self.tried_base, usage)
+    @property
+    def on_trial(self) -> Usage:
+        return Usage() if self.tried is None else _since(self.tried_base, self.tried.usage)
 
 
 def answered(usage: Usage) -> float:
@@ -52,11 +53,21 @@ def _since(then: Usage, now: Usage) -> Usage:
     return Usage(*(max(after - before, 0) for before, after in zip(astuple(then), astuple(now), strict=True)))
 
 
-def heard(known: Heard | None, version: int, usage: Usage) -> Heard:
-    """Agents that were not heard of for a moment have not unsaid anything. Pure."""
+def _together(usages: Iterable[Usage]) -> Usage:
+    return Usage(*(sum(numbers) for numbers in zip(*map(astuple, usages), strict=True)))
+
+
+def heard(known: Heard | None, version: int, said: Mapping[str, Usage]) -> Heard:
+    """With what agents say now. Those that are not heard of have not unsaid anything, for a moment or for good; one
+    that says less than before has begun anew. Pure."""
     if known is None or known.version != version:
         known = Heard(version, before=None if known is None else known.usage)
-    return replace(known, usage=usage) if usage.pages >= known.usage.pages else known
+    more = (_more(known.agents.get(agent), now) for agent, now in said.items())
+    return replace(known, usage=_together([known.usage, *more]), agents={**known.agents, **said})
+
+
+def _more(then: Usage | None, now: Usage) -> Usage:
+    return now if then is None or now.pages < then.pages else _since(then, now)
 
 
 def beginning(known: Heard | None, version: int, canary: int, min_pages: int) -> Heard:
@@ -65,15 +76,16 @@ def beginning(known: Heard | None, version: int, canary: int, min_pages: int) ->
     With fewer than `min_pages` pages before, one answered call per page is what is usual.
     """
     if known is None:
-        return Heard(version, trial=canary)
-    if known.version != version or known.trial == canary:
+        return Heard(version, tried=Heard(canary))
+    if known.version != version or (known.tried is not None and known.tried.version == canary):
         return known
     usual = answered(known.usage) if known.usage.pages >= min_pages else 1.0
-    return replace(known, trial=canary, base=known.usage, tried_base=Usage(), anew_ms=0, usual=usual)
+    return replace(known, tried=Heard(canary), base=known.usage, tried_base=Usage(), anew_ms=0, usual=usual)
 
 
-def anew(known: Heard, tried: Usage, now_ms: int) -> Heard:
+def anew(known: Heard, now_ms: int) -> Heard:
     """Nothing that was heard of a trial until now counts. Pure."""
+    tried = known.tried.usage if known.tried else Usage()
     return replace(known, base=known.usage, tried_base=tried, anew_ms=now_ms)
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 
+from msgspec.structs import replace
+
 from model_export.checks import Check, Verdict, at_most, explain, first_failure
 from model_export.desired import DesiredState, PolicyState, Turn
 from model_export.heard import Heard, anew, answered, beginning, heard, read_heard, write_heard
@@ -43,7 +45,6 @@ class LiveWatch:
         self._site, self._rules = site, rules
         self._heard = read_heard(site.models)
         self._written, self._written_ms = dict(self._heard), 0
-        self._tried: dict[str, Heard] = {}  # of canaries
         self._looked_ms = 0
 
     def look(self, verdicts: VerdictLog, state: DesiredState) -> tuple[DesiredState, tuple[Verdict, ...]]:
@@ -66,8 +67,8 @@ class LiveWatch:
         return live_checks(self._rules, known.usage, known.before)
 
     def hear(self, name: str, version: int, beats: list[Heartbeat]) -> None:
-        usage = total([b.usage[name] for b in beats if b.versions.get(name) == version and name in b.usage])
-        self._heard[name] = heard(self._heard.get(name), version, usage)
+        said = {b.agent: b.usage[name] for b in beats if b.versions.get(name) == version and name in b.usage}
+        self._heard[name] = heard(self._heard.get(name), version, said)
 
     def _note_trial(self, name: str, pointer: Pointer) -> None:
         """Before this look's figures: a bad hour before the trial, or a good one, is not to be compared with."""
@@ -76,8 +77,9 @@ class LiveWatch:
             self._heard[name] = beginning(self._heard.get(name), *versions, self._rules.min_pages)
 
     def _hear_trial(self, name: str, version: int, beats: list[Heartbeat]) -> None:
-        said = [b.canary_usage[name] for b in beats if b.canaries.get(name) == version and name in b.canary_usage]
-        self._tried[name] = heard(self._tried.get(name), version, total(said))
+        using = [b for b in beats if b.canaries.get(name) == version and name in b.canary_usage]
+        tried = heard(self._heard[name].tried, version, {b.agent: b.canary_usage[name] for b in using})
+        self._heard[name] = replace(self._heard[name], tried=tried)
 
     def _keep(self, now_ms: int) -> None:
         """At once when a version has changed, else every few seconds."""
@@ -121,7 +123,7 @@ class LiveWatch:
         nobody = now_ms - began_ms >= KNOWN_MS and not any(name in beat.versions for beat in beats)
         if not held or not (checks or nobody):
             return state, None
-        away = self._away(name, policy, failed) if checks else self._silent(policy.model_name, stable)
+        away = self._away(name, failed) if checks else self._silent(policy.model_name, stable)
         if away is not None:
             limit_ms = _TRIALS * max(rules.hold, KNOWN_MS)
             return self._try_anew(verdicts, state, name, away, over=now_ms - since_ms >= limit_ms)
@@ -135,18 +137,17 @@ class LiveWatch:
         self, name: str, policy: PolicyState, beats: list[Heartbeat], began_ms: int | None
     ) -> tuple[Check, ...]:
         """`began_ms`: None before it has lasted for long enough."""
-        known = self._heard[name]
-        tried, beside = known.tried(self._tried[name].usage), known.beside
+        tried, beside = self._heard[name].on_trial, self._heard[name].beside
         checks = live_checks(self._rules, tried, beside)
         if checks or began_ms is None or tried.pages:
             return checks
         return taken_up(self._rules, uses(name, policy, beats, began_ms), beside, policy.pointer.share)
 
-    def _away(self, name: str, policy: PolicyState, failed: Check | None) -> Check | None:
+    def _away(self, name: str, failed: Check | None) -> Check | None:
         """Whether servers left pages unanswered: of the version that is tried, or, if no agent uses it, of the other,
         which every agent can use that reaches a server."""
         known = self._heard[name]
-        found = unanswered(known.tried(self._tried[name].usage) if failed is None else known.beside, known.usual)
+        found = unanswered(known.on_trial if failed is None else known.beside, known.usual)
         return None if found.passed else found
 
     def _silent(self, model: str, stable: Served) -> Check | None:
@@ -166,7 +167,7 @@ class LiveWatch:
         if over and not policy.pointer.frozen:
             draft = _given_up(name, policy, (canary, stable), away)
             return turn(self._site, verdicts, state, name, Turn(draft, left=canary, to=stable))
-        self._heard[name] = anew(self._heard[name], self._tried[name].usage, now_ms)
+        self._heard[name] = anew(self._heard[name], now_ms)
         return state, None
 
     def _send_back(
@@ -179,11 +180,7 @@ class LiveWatch:
 
 
 def _versions(known: dict[str, Heard]) -> dict[str, tuple[int, int | None]]:
-    return {name: (each.version, each.trial) for name, each in known.items()}
-
-
-def total(usages: list[Usage]) -> Usage:
-    return Usage(*(sum(getattr(usage, name) for usage in usages) for name in Usage.__struct_fields__))
+    return {name: (each.version, each.tried and each.tried.version) for name, each in known.items()}
 
 
 def live_checks(rules: Guard, now: Usage, before: Usage | None) -> tuple[Check, ...]:

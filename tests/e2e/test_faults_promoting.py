@@ -64,11 +64,13 @@ def test_no_page_fails_and_it_is_promoted_once(loop: Loop, step: str) -> None:
 
 
 def test_nothing_is_promoted_while_no_model_server_answers(loop: Loop) -> None:
+    since = len(loop.pages)
     loop.trainer.candidate()
     eventually(lambda: on_trial(loop), "a version on its share")
     tried = desired(loop).pointer.canary
-    loop.kill("model server")
     assert tried is not None
+    eventually(lambda: any(page.version == tried.version for page in loop.pages[since:]), "a page by it")
+    loop.kill("model server")
     eventually(lambda: away_noted(loop) or promoted(loop, tried.version) > 0, "a controller that knows of it")
     assert (loop.pointer().canary, promoted(loop, tried.version)) == (tried, 0)
     loop.start_server()

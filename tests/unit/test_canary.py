@@ -168,6 +168,15 @@ def test_an_agent_that_begins_has_the_time_to_say_so(tried: Any) -> None:
     assert tried.run().concluded == {"promoted": 1}
 
 
+def test_agents_that_leave_and_come_take_nothing_back(tried: Any) -> None:
+    """What those said that are gone is far more than what the new ones can say for a long time."""
+    gone = Heartbeat("gone", tried.now_ms, {"rl": 1}, {"rl": Usage(LONG, 0, LONG, 0)})
+    write_heartbeat(tried.store, "fd", gone)
+    tried.run()
+    assert later(tried, Usage(100, 0, 100, 0), Usage(100, 0, 100, 0), after_ms=HOLD_MS - 5_000).concluded == {}
+    assert later(tried, Usage(60, 0, 60, 0), Usage(60, 0, 60, 0), after_ms=8_000).concluded == {"promoted": 1}
+
+
 @pytest.mark.parametrize(
     ("stable", "canary", "after_ms"),
     [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from model_export.heard import Heard, heard
 from model_export.live import LiveWatch, live_checks
 from model_export.verdicts import read_verdicts
 from pipeline.agent.metering import Meter, MeteredServer
@@ -107,6 +108,18 @@ def test_what_agents_said_holds_while_they_are_not_heard_of(world: Any) -> None:
         beats = [Heartbeat("agent", world.now_ms, {"rl": version}, {"rl": usage}) for usage in usages]
         watch.hear("rl", version, beats)
     assert [check.name for check in watch.checks("rl") if not check.passed] == ["live_fallbacks"]
+
+
+def test_what_agents_say_adds_up() -> None:
+    """One goes on, one begins anew under its name, one is gone, one comes."""
+    first = heard(None, 2, {"a": Usage(100, 1, 90, 3), "b": Usage(50, 0, 50, 0), "c": Usage(10, 10, 0, 0)})
+    assert first.usage == Usage(160, 11, 140, 3)
+    second = heard(first, 2, {"a": Usage(120, 1, 110, 4), "b": Usage(7, 0, 7, 0), "d": Usage(3, 0, 3, 0)})
+    assert second.usage == Usage(160 + 20 + 7 + 3, 11, 140 + 20 + 7 + 3, 4)
+    assert heard(second, 2, {"c": Usage(11, 10, 1, 0)}).usage == Usage(191, 11, 171, 4)
+    assert heard(second, 3, {"a": Usage(1, 0, 1, 0)}) == Heard(
+        3, Usage(1, 0, 1, 0), second.usage, agents={"a": Usage(1, 0, 1, 0)}
+    )
 
 
 def test_a_controller_that_takes_over_knows_how_the_version_before_did(served: Any) -> None:
