@@ -1,11 +1,13 @@
 """What tens of millions of ids cost the trainer: in memory, on disk, beside a checkpoint, and when they come back.
 
-    python -m benchmarks.identities [--ids 10000000] [--rounds 10] [--capacity 500000] [--quick] [--json FILE]
+    python -m benchmarks.identities [--ids 10000000] [--rounds 4] [--capacity 250000] [--quick] [--json FILE]
 
-Every id comes twice, gets a row of a table, and loses it to one that comes later; half as many others come once. They
-go through the statistics as prepared rows do, and rows that are lost are put away in a file as the trainer does it (one
-seed, one network, dimension 16: weights and two moments). The trainer's checkpoints are at most 3,200 transitions
-apart; so at the end of each round 20 writes of 3,200 rows are timed, half of them of ids that were put away before.
+The file begins with `--ids` rows, written in its order. Then, in each round, twice `--capacity` new ids come, each of
+them twice, gets a row of a table, and loses it to one that comes later; half as many others come once. They go through
+the statistics as prepared rows do, and rows that are lost are put away as the trainer does it (one seed, one network,
+dimension 16: weights and two moments). The trainer's checkpoints are at most 3,200 transitions apart; so at the end of
+each round 20 writes of 3,200 rows are timed, where every transition has an id that took another's row, and as many of
+100. Half of what is written is of ids that were put away before.
 No TensorFlow: what a table takes there is rows x dimension x 12 bytes.
 """
 
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -39,16 +42,20 @@ ROW_BYTES = 3 * 4 * DIM
 AT_ONCE = 3_200  # transitions, and rows of a write: `checkpoint_every` of the trainer
 PORTION = 50_000  # rows of a write that only fills the file
 WRITES, TIMES = 20, 5
+FEW = 100  # rows of a write where few ids come and go
 QUICK_IDS, QUICK_CAPACITY, QUICK_ROUNDS = 200_000, 10_000, 2
+_KNOWN_EVERY = 50  # of the rows that the file begins with
 _RARE = 2**40  # numbers of ids that come once; from twice that on, those of the timed writes
 
 
 class Round(Struct, frozen=True):
-    put_away: int  # ids
+    rows: int  # in the file
     observed_per_s: float  # transitions of one id
     bytes_per_row: float  # of the file
     write_ms: float  # of 3,200 rows, median
     worst_ms: float
+    few_ms: float  # of 100 rows
+    worst_few_ms: float
 
 
 class Result(Struct, frozen=True):
@@ -67,22 +74,15 @@ class Result(Struct, frozen=True):
 
 
 def measure(ids: int, rounds: int, capacity: int, folder: Path) -> Result:
-    if rounds < 1 or capacity < AT_ONCE or ids < 2 * rounds * capacity:
-        message = f"expected --capacity of {AT_ONCE} or more, and --ids of twice that in each round, found {ids}"
+    if rounds < 1 or capacity < AT_ONCE or ids < 2 * AT_ONCE:
+        message = f"expected --rounds, --ids and --capacity of {AT_ONCE} or more, found {rounds}, {ids} and {capacity}"
         raise BenchmarkError(message)
-    path = folder / FILE
-    feed, done = Feed(config_of(capacity), min(PORTION, capacity // 4)), list[Round]()
+    path, feed = folder / FILE, Feed(config_of(capacity), min(PORTION, capacity // 4))
+    feed.warm_up(2 * capacity)
     with closing(Shelf(path)) as shelf:
-        for number in range(1, rounds + 1):
-            began, seen, feed.spent = time.perf_counter(), 0, 0.0
-            while feed.came < ids * number // rounds:
-                seen += feed.observe(shelf)
-            spans, writes = shelf.keep(), feed.writes(shelf)
-            rate, size = seen / feed.spent, path.stat().st_size / feed.rows
-            done.append(Round(feed.put_away, round(rate), round(size, 1), *_milliseconds(writes)))
-            print(f"{time.perf_counter() - began:.0f} s: {done[-1]}", file=sys.stderr, flush=True)
-        spans = shelf.keep()
-        read = feed.reads(shelf)
+        feed.fill(shelf, ids)
+        done = [feed.round(shelf, path, 2 * capacity) for _ in range(rounds)]
+        spans, read = shelf.keep(), feed.reads(shelf)
         snapshot_ms = median(feed.snapshot_s() for _ in range(TIMES)) * 1000
         states = [feed.state() for _ in range(TIMES)]
     return Result(
@@ -107,59 +107,87 @@ class Feed:
     def __init__(self, config: FeatureConfig, portion: int) -> None:
         self._portion = portion  # ids between two looks at who has a row
         self._dtype, self._rng = Layout.of(config).dtype(), np.random.default_rng(7)
-        self._resident = _resident()
         self._statistics = Statistics(config)
         self._snapshot = self._statistics.freeze()
-        self.came = self.put_away = self.rows = self.counted = 0
-        self.spent = self.bytes_per_counted = 0.0
+        self._known = np.empty(0, "<u8")  # ids of rows that are in the file
+        self._came = self._rows = self.counted = 0
+        self._spent = self.bytes_per_counted = 0.0
 
-    def observe(self, shelf: Shelf) -> int:
-        """Some ids, twice each, and half as many once. Returns how many transitions that were."""
-        often = _ids(self.came, self._portion)
-        rare = _ids(_RARE + self.came, len(often) // 2)
+    def warm_up(self, ids: int) -> None:
+        """Until all rows of the table are taken; and what that takes."""
+        before = _resident()
+        while self._came < ids:
+            self._observe(None)
+        held = msgspec.msgpack.decode(self._statistics.to_bytes())["decaying"][TABLE]
+        self.counted = (len(held[1]) + len(held[3])) // 8
+        self.bytes_per_counted = (_resident() - before) / self.counted
+
+    def fill(self, shelf: Shelf, ids: int) -> None:
+        """In the order of the file, which is that of signed numbers."""
+        known, parts = [], -(-ids // PORTION)
+        bounds = [-(2**63) + part * 2**64 // parts for part in range(parts + 1)]
+        began = time.perf_counter()
+        for low, high in pairwise(bounds):
+            some = np.unique(self._rng.integers(low, high, PORTION, np.int64)).view("<u8")
+            shelf.put(TABLE, some.tolist(), contents(some))
+            shelf.keep()
+            self._rows += len(some)
+            known.append(some[::_KNOWN_EVERY])
+        self._known = np.concatenate(known)
+        _say(f"{self._rows:,} rows in {time.perf_counter() - began:.0f} s")
+
+    def round(self, shelf: Shelf, path: Path, ids: int) -> Round:
+        began, seen, self._spent = time.perf_counter(), 0, 0.0
+        end = self._came + ids
+        while self._came < end:
+            seen += self._observe(shelf)
+        many, few = (self._writes(shelf, count) for count in (AT_ONCE, FEW))
+        size = round(path.stat().st_size / self._rows, 1)
+        done = Round(self._rows, round(seen / self._spent), size, *_milliseconds(many), *_milliseconds(few))
+        _say(f"{time.perf_counter() - began:.0f} s: {done}")
+        return done
+
+    def _observe(self, shelf: Shelf | None) -> int:
+        """Some ids, twice each, and half as many once. Returns how many transitions that were.
+
+        Without a shelf nothing is put away.
+        """
+        often = _ids(self._came, self._portion)
+        rare = _ids(_RARE + self._came, len(often) // 2)
         sights = self._rng.permutation(np.concatenate([often, often, rare]))
         rows = np.zeros(len(sights), self._dtype)
         rows["hashes"][:, 0] = sights
         began = time.perf_counter()
         self._statistics.update(rows)
-        self.spent += time.perf_counter() - began
-        self.came += len(often)
+        self._spent += time.perf_counter() - began
+        self._came += len(often)
         before, self._snapshot = self._snapshot, self._statistics.freeze()
-        gone = lost(before, self._snapshot)
-        shelf.put(TABLE, gone.tolist(), contents(gone))
-        self.put_away += len(gone)
-        self.rows += len(gone)
-        if len(gone):
+        if shelf is not None:
+            gone = lost(before, self._snapshot)
+            shelf.put(TABLE, gone.tolist(), contents(gone))
             shelf.keep()
-            if not self.counted:
-                self._weigh()
+            self._rows += len(gone)
+            self._known = np.concatenate([self._known, gone[::_KNOWN_EVERY]])
         return len(sights)
 
-    def _weigh(self) -> None:
-        """Once the table is full."""
-        resident = _resident() - self._resident
-        held = msgspec.msgpack.decode(self._statistics.to_bytes())["decaying"][TABLE]
-        self.counted = (len(held[1]) + len(held[3])) // 8
-        self.bytes_per_counted = resident / self.counted
-
-    def writes(self, shelf: Shelf) -> list[float]:
+    def _writes(self, shelf: Shelf, count: int) -> list[float]:
         """Seconds of each write as it is beside a checkpoint."""
         times = []
         for _ in range(WRITES):
-            before = _mixed(self._rng.integers(0, self.put_away // 2, AT_ONCE // 2))
-            chosen = np.concatenate([np.unique(before), _ids(2 * _RARE + self.rows, AT_ONCE // 2)])
+            before = np.unique(self._rng.choice(self._known, count // 2))
+            chosen = np.concatenate([before, _ids(2 * _RARE + self._rows, count - len(before))])
             shelf.put(TABLE, chosen.tolist(), contents(chosen))
             began = time.perf_counter()
             shelf.keep()
             times.append(time.perf_counter() - began)
-            self.rows += len(chosen)
+            self._rows += len(chosen)
         return times
 
     def reads(self, shelf: Shelf) -> float:
-        """Rows per second, of ids drawn from all that were put away; what is read is compared."""
+        """Rows per second, of ids drawn from all; what is read is compared."""
         times = []
         for _ in range(WRITES):
-            chosen = _mixed(self._rng.integers(0, self.put_away // 2, AT_ONCE))
+            chosen = self._rng.choice(self._known, AT_ONCE)
             began = time.perf_counter()
             found = shelf.get(TABLE, chosen.tolist())
             times.append(time.perf_counter() - began)
@@ -241,14 +269,19 @@ def _restart_s(path: Path, spans: Spans) -> float:
         return time.perf_counter() - began
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _milliseconds(times: list[float]) -> tuple[float, float]:
     return round(median(times) * 1000, 1), round(max(times) * 1000, 1)
 
 
 def table(result: Result) -> str:
-    head = "   put away   observed per s   bytes per row   write of 3,200: median   worst"
+    head = "       rows   observed per s   bytes per row     3,200 written: median, worst     100: median, worst"
     each = [
-        f"{r.put_away:11,} {r.observed_per_s:16,} {r.bytes_per_row:15.1f} {r.write_ms:20.1f} ms {r.worst_ms:7.1f}"
+        f"{r.rows:11,} {r.observed_per_s:16,} {r.bytes_per_row:15.1f} {r.write_ms:18.1f} ms {r.worst_ms:9.1f} ms"
+        f" {r.few_ms:11.1f} ms {r.worst_few_ms:7.1f} ms"
         for r in result.rounds
     ]
     rest = [
@@ -281,9 +314,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.identities", description=__doc__.split("\n")[0])
-    parser.add_argument("--ids", type=int, default=10_000_000)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--capacity", type=int, default=500_000, help="rows of the table; 4 times as many are counted")
+    parser.add_argument("--ids", type=int, default=10_000_000, help="in the file, before others come")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--capacity", type=int, default=250_000, help="rows of the table; up to 4 times as many are counted"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_IDS:,} ids: whether it runs")
     parser.add_argument("--dir", type=Path, help="where the file is while it is measured")
     parser.add_argument("--json", type=Path, help="where the figures go")

@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pageturn.__main__ import main
 from pipeline.config import schema
 from pipeline.config.schema import FeatureConfig
 from pipeline.events import encode
@@ -23,7 +26,9 @@ from pipeline.learning.progress import Progress
 from pipeline.learning.together import Place, check_can_learn_together, digest, packed, place_of, unpack
 from pipeline.learning.training import Training
 from pipeline.logs.log import Record
+from tests.conftest import ROOT
 
+FEED = ROOT / "docs" / "examples" / "feed.yaml"
 Make = Callable[..., Any]
 
 
@@ -160,6 +165,17 @@ def test_the_first_of_chief_and_workers_is_the_chief(text: str | None, place: Pl
 def test_what_is_wrong_with_it_is_said(text: str, words: str) -> None:
     with pytest.raises(TrainerError, match=words):
         place_of(text)
+
+
+def test_baselines_are_left_to_the_first(tmp_path: Path) -> None:
+    """Several would write the same folders at once."""
+    staging, words = tmp_path / "staging", ["bootstrap", "--config", str(FEED), "--staging"]
+    for index, begins in ((1, "left to the first of 2 workers"), (0, f"{staging}: the baseline of")):
+        env = {"TF_CONFIG": said({"worker": ["a:1", "b:1"]}, index=index)}
+        done = CliRunner().invoke(main, [*words, str(staging)], env=env, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert done.output.startswith(begins)
+        assert staging.exists() == (index == 0)
 
 
 @pytest.mark.parametrize("kind", [schema.Ppo, schema.A2c])
