@@ -162,5 +162,5 @@ def _kind(value: Scalar) -> str:
             return "flag"
         case int():
             return "integer" if value < 2**63 else "unsigned"
-        case _:
+        case float():
             return "number"

@@ -90,7 +90,8 @@ class Encoder:
     def finish(self, rows: np.ndarray, snapshot: Snapshot) -> dict[str, np.ndarray]:
         """Prepared rows [B] -> model inputs [B, ...], in the order of `model_inputs`.
 
-        float32 sequences are views of the rows: whoever feeds a model copies them anyway.
+        float32 sequences are views of the rows, and ids of a single row of the snapshot's table, read-only: whoever
+        feeds a model copies them anyway.
         """
         if snapshot.config_sha != self.config_sha:
             message = f"expected parameters of config {self.config_sha[:12]}, found those of {snapshot.config_sha[:12]}"

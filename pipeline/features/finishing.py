@@ -2,7 +2,7 @@
 
 Many rows are computed by NumPy. One row, an agent's page, is computed in Python's own arithmetic, which rounds as
 NumPy's does: the bits are the same, and a page that comes after others had the core pays for one interpreter that it
-needs anyway, not for each of NumPy's functions (a third of the time, `benchmarks/serving.py`).
+needs anyway, not for each of NumPy's functions (a third of the time: 26 for 72 us, after a pause 116 for 324).
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ def _scale(feature: Dense, snapshot: Snapshot) -> tuple[float, float]:
 def _table(hashes: np.ndarray, first_row: int) -> _Table:
     order = np.argsort(hashes)
     known = np.concatenate([np.zeros(1, np.uint64), hashes[order]])
-    return _Table(known, np.concatenate([[MISSING_ROW], first_row + order]).astype(np.int32))
+    rows = np.concatenate([[MISSING_ROW], first_row + order]).astype(np.int32)
+    rows.flags.writeable = False  # what is found for one row is a view of them
+    return _Table(known, rows)
 
 
 def _unpacked(bits: np.ndarray, width: int) -> np.ndarray:

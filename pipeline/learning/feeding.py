@@ -102,7 +102,9 @@ class ReplayFeeding:
         seeds, size = self._algorithm.all_seeds, self._algorithm.batch_size
         rngs = [np.random.default_rng([seed % 2**64, number]) for seed in seeds]
         drawn = [self._replay.draw(rng, count * size).reshape(count, size) for rng in rngs]
-        return self._batch(self._replay, np.stack(drawn, axis=1), snapshot)
+        batch = self._batch(self._replay, np.stack(drawn, axis=1), snapshot)
+        tensors: Batch = tf.nest.map_structure(tf.constant, batch)  # copied beside the learner, not when it is called
+        return tensors
 
     def _batch(self, replay: Replay, at: np.ndarray, snapshot: Snapshot) -> Batch:
         """Of rows that lie `at` [count, S, B]."""
@@ -113,9 +115,7 @@ class ReplayFeeding:
             return x.reshape(*at.shape, *x.shape[1:])
 
         states = [{name: stacked(x) for name, x in each.items()} for each in inputs]
-        batch = Batch(*states, *(stacked(x) for x in scalars))
-        tensors: Batch = tf.nest.map_structure(tf.constant, batch)  # copied beside the learner, not when it is called
-        return tensors
+        return Batch(*states, *(stacked(x) for x in scalars))
 
     def held(self) -> Held:
         origins = self._replay.origins()

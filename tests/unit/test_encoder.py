@@ -439,3 +439,12 @@ def test_stacked_rows_are_the_rows() -> None:
     stacked = encoder.stack([encoder.prepare(user(i, i)) for i in range(3)])
     assert stacked["dense"][:, 0].tolist() == [0.0, 1.0, 2.0]
     assert stacked["bits"][:, 0].tolist() == [0, 1, 2]
+
+
+def test_nobody_changes_a_snapshot_through_the_inputs_of_one_page() -> None:
+    built = config({"kind": "id", "embedding": "city"})
+    encoder, snapshot = Encoder(built), known(built, ("a",))
+    row = encoder.prepare(user("a")).row
+    with pytest.raises(ValueError, match="read-only"):
+        encoder.finish(row, snapshot)["f0"] += 1
+    assert encoder.finish(row, snapshot)["f0"].tolist() == [5]
