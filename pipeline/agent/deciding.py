@@ -10,6 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.agent.acting import Explorer, baseline_actions
@@ -44,7 +45,7 @@ class Outcome(NamedTuple):
     tried: int | None = None  # the version that was to decide it, whether it did or not
 
 
-class Draft(NamedTuple):
+class Draft(Struct, frozen=True):
     """A page on its way to a decision."""
 
     request: PageRequest
@@ -60,7 +61,7 @@ class Draft(NamedTuple):
     trouble: Trouble | None = None  # the first one is the page's reason
 
     def fails(self, reason: Reason, detail: str = "") -> Draft:
-        return self if self.trouble is not None else self._replace(trouble=Trouble(reason, detail))
+        return self if self.trouble is not None else replace(self, trouble=Trouble(reason, detail))
 
     @property
     def answered(self) -> bool:
@@ -121,7 +122,7 @@ class Decider:
     def _read(self, draft: Draft) -> Draft:
         """With what the ranker says of the items."""
         try:
-            return draft._replace(scores=read_scores(draft.request.items))
+            return replace(draft, scores=read_scores(draft.request.items))
         except UnusableScores as error:
             return draft.fails(Reason.SCORES, str(error))
 
@@ -137,7 +138,7 @@ class Decider:
         route = self._follower.route(policy)
         tries_canary = on_canary(self._config.buckets, policy, self._unit(draft.request), route.share)
         try:
-            return draft._replace(pinned=route.choose(tries_canary))
+            return replace(draft, pinned=route.choose(tries_canary))
         except Trouble as trouble:
             return draft.fails(trouble.reason)
 
@@ -154,7 +155,7 @@ class Decider:
 
     def _prepared(self, draft: Draft) -> Draft:
         prepared = self._encoder.prepare(draft.state)
-        return draft._replace(prepared=prepared, state=replace(draft.state, lookups=prepared.lookups))
+        return replace(draft, prepared=prepared, state=replace(draft.state, lookups=prepared.lookups))
 
     def _not_encoded(self, draft: Draft, reason: Reason, detail: str) -> Draft:
         self._metrics.count("pages_not_encoded", reason=reason.value)
@@ -199,12 +200,12 @@ class Decider:
 
     def _with_means(self, draft: Draft, row: np.ndarray) -> Draft:
         try:
-            return draft._replace(means=usable_means(row, self._config.action))
+            return replace(draft, means=usable_means(row, self._config.action))
         except Trouble as trouble:
             return draft.fails(trouble.reason, str(trouble))
 
     def _again(self, draft: Draft) -> Draft:
-        return self._pin(draft._replace(trouble=None, pinned=None)) if _not_served(draft) else draft
+        return self._pin(replace(draft, trouble=None, pinned=None)) if _not_served(draft) else draft
 
     def _conclude(self, draft: Draft) -> Outcome:
         if draft.scores is None:

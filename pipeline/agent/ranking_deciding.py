@@ -37,7 +37,7 @@ class RankingDecider(Decider):
 
     def _prepared(self, draft: Draft) -> Draft:
         """Pages of the baseline too: what a policy could not have read is counted before one depends on it."""
-        return super()._prepared(draft._replace(item_rows=self._items.prepare_items(draft.request.items)))
+        return super()._prepared(replace(draft, item_rows=self._items.prepare_items(draft.request.items)))
 
     def _inputs(self, drafts: list[Draft], snapshot: Snapshot) -> dict[str, np.ndarray]:
         rows = [draft.item_rows for draft in drafts if draft.item_rows is not None]
@@ -92,7 +92,7 @@ def _scored(draft: Draft, q: np.ndarray) -> Draft:
     of_page = q[:, : len(draft.request.items)]
     if not np.isfinite(of_page).all():
         return draft.fails(Reason.BAD_REPLY, "q: expected finite numbers, found others")
-    return draft._replace(q=of_page)
+    return replace(draft, q=of_page)
 
 
 def _orders(draft: Draft) -> tuple[tuple[tuple[int, ...], ...], tuple[Explorer, ...]]:

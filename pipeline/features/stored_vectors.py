@@ -6,9 +6,10 @@ table is; it is written last, so a table without one is incomplete.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -62,64 +63,101 @@ class StoredVectors:
         absent_s: float = 5.0,
         fetched: Callable[[str, int], None] = lambda table, ids: None,
     ) -> None:
-        """`fetched` hears how many vectors of a table the store was asked for."""
+        """`capacity`: of ids in memory; the half of it that was used last stays for certain. `fetched` hears how
+        many vectors of a table the store was asked for."""
         self._store = store
         self._prefix = kv_prefix
-        self._capacity = capacity
         self._monotonic = monotonic
         self._absent_s = absent_s
         self._fetched = fetched
-        self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[bytes | None, float]] = OrderedDict()  # key -> value, when it was read
+        self._known = _Recent(capacity)
 
     def vectors(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None]:
         """The vectors of the ids, None where there is none. At most one round trip. Raises StoreError."""
-        keys = self._keys(table, epoch, ids)
-        found, missing = self._recall(table, epoch, keys)
+        found = self._known.recall((table, epoch), ids)
+        missing = self._missing(table, epoch, ids, found)
         if missing:
-            found.update(self._fetch(missing))
-            self._fetched(table, len(missing))
-        return [found[key] for key in keys]
+            fetched = self._fetch(table, epoch, missing)
+            found = [fetched.get(each) if value is None else value for each, value in zip(ids, found, strict=True)]
+        return found
 
     def cached(self, table: str, epoch: str, ids: Sequence[str]) -> list[bytes | None] | None:
         """The same without asking the store; None if it would have to be asked."""
-        keys = self._keys(table, epoch, ids)
-        found, missing = self._recall(table, epoch, keys)
-        return None if missing else [found[key] for key in keys]
+        found = self._known.recall((table, epoch), ids)
+        return None if self._missing(table, epoch, ids, found) else found
 
-    def _keys(self, table: str, epoch: str, ids: Sequence[str]) -> list[str]:
+    def _missing(self, table: str, epoch: str, ids: Sequence[str], found: list[bytes | None]) -> list[str]:
+        """Those of which it is not known whether they have a vector, each once."""
+        if None not in found:
+            return []
+        asked_s = self._monotonic() - self._absent_s
+        unknown = dict.fromkeys(each for each, value in zip(ids, found, strict=True) if value is None)
+        return [each for each in unknown if each != _META and not self._known.absent((table, epoch), each, asked_s)]
+
+    def _fetch(self, table: str, epoch: str, ids: list[str]) -> dict[str, bytes | None]:
         stem = vector_key(self._prefix, table, epoch, "")
-        return [stem + each for each in ids]
-
-    def _recall(self, table: str, epoch: str, keys: Sequence[str]) -> tuple[dict[str, bytes | None], list[str]]:
-        """Called for every page, with all of its ids: a few of these lines are most of what a page waits for."""
-        found: dict[str, bytes | None] = {}
-        missing: dict[str, None] = {}  # an ordered set
-        stale_s = self._monotonic() - self._absent_s
-        known = self._known
-        with self._lock:
-            for key in keys:
-                entry = known.get(key)
-                if entry is None or (entry[0] is None and entry[1] < stale_s):
-                    missing[key] = None
-                else:
-                    known.move_to_end(key)
-                    found[key] = entry[0]
-        meta = vector_key(self._prefix, table, epoch, _META)
-        if meta in missing:
-            del missing[meta]
-            found[meta] = None
-        return found, list(missing)
-
-    def _fetch(self, keys: list[str]) -> dict[str, bytes | None]:
-        fetched = dict(zip(keys, self._store.get_many(keys), strict=True))
-        now_s = self._monotonic()
-        with self._lock:
-            for key, value in fetched.items():
-                self._known[key] = value, now_s
-            for _ in range(len(self._known) - self._capacity):
-                self._known.popitem(last=False)
+        fetched = dict(zip(ids, self._store.get_many([stem + each for each in ids]), strict=True))
+        self._known.keep((table, epoch), fetched, self._monotonic())
+        self._fetched(table, len(ids))
         return fetched
+
+
+_Part = tuple[str, str]  # table, epoch
+
+
+class _Recent:
+    """The vectors used last, in two generations: what is used moves into the younger one, and once that has half of the
+    capacity it takes the place of the older one, which is forgotten.
+
+    A list in the order of use would have to be mended for each id of each page, and the memory that this touches is
+    most of what a page waits for. Reading takes no lock: a dict's own operations are safe for threads.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._half = capacity // 2
+        self._lock = threading.Lock()
+        self._size = 0  # of the younger generation
+        self._young: dict[_Part, dict[str, bytes]] = {}
+        self._old: dict[_Part, dict[str, bytes]] = {}
+        self._absent: OrderedDict[tuple[_Part, str], float] = OrderedDict()  # when the store said so
+
+    def recall(self, part: _Part, ids: Sequence[str]) -> list[bytes | None]:
+        found: list[bytes | None] = list(map(self._young.get(part, _NOTHING).get, ids))
+        if None in found and (old := self._old.get(part)):
+            moved = {}
+            for place, each in enumerate(ids):
+                if found[place] is None and (value := old.get(each)) is not None:
+                    found[place] = moved[each] = value
+            self._add(part, moved)
+        return found
+
+    def absent(self, part: _Part, each: str, since_s: float) -> bool:
+        """Whether the store was asked for it since then, and had none."""
+        return self._absent.get((part, each), -math.inf) >= since_s
+
+    def keep(self, part: _Part, values: Mapping[str, bytes | None], now_s: float) -> None:
+        self._add(part, {each: value for each, value in values.items() if value is not None})
+        gone = [each for each, value in values.items() if value is None]
+        with self._lock:
+            for each in gone:
+                self._absent[part, each] = now_s
+                self._absent.move_to_end((part, each))
+            while len(self._absent) > self._half:
+                self._absent.popitem(last=False)
+
+    def _add(self, part: _Part, values: Mapping[str, bytes]) -> None:
+        if not values or not self._half:
+            return
+        with self._lock:
+            young = self._young.setdefault(part, {})
+            before = len(young)
+            young.update(values)
+            self._size += len(young) - before
+            if self._size > self._half:
+                self._old, self._young, self._size = self._young, {}, 0
+
+
+_NOTHING: dict[str, bytes] = {}
 
 
 def read_table(store: KeyValueStore, kv_prefix: str, table: str, epoch: str) -> TableMeta | None:

@@ -16,6 +16,7 @@ from pipeline.features.inputs import Input, config_sha, hashed_rows, model_input
 from pipeline.features.moments import Moments
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.values import id_hash
+from pipeline.features.vectors import _finite
 from pipeline.records import Lookup, State
 
 REST = {
@@ -390,6 +391,15 @@ def test_what_is_no_sequence_is_refused(value: Any, message: str) -> None:
     with pytest.raises(FeatureError) as caught:
         encoder.prepare(user(value))
     assert str(caught.value) == f"features[f0] (user.f0): {message}"
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4"])
+def test_a_vector_is_finite_where_numpy_says_so(dtype: str) -> None:
+    upper = np.arange(2**16, dtype="<u2")  # of a float16 all of it, of a float32 sign, exponent and more
+    wide = upper.astype("<u4") << 16
+    numbers = (upper if dtype == "<f2" else np.concatenate([wide, wide | 1])).view(dtype)
+    found = [_finite(number.tobytes(), np.dtype(dtype)) for number in numbers]
+    assert found == np.isfinite(numbers).tolist()
 
 
 def test_a_hit_mask_of_another_length_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -84,12 +86,42 @@ def test_that_an_id_has_no_vector_is_soon_forgotten(store: CountingStore, clock:
 
 
 def test_the_vectors_used_last_stay(store: CountingStore, clock: Clock):
-    stored = StoredVectors(store, "fd", capacity=2, monotonic=clock)
-    stored.vectors("shop", "e1", ["a", "b"])
-    stored.vectors("shop", "e1", ["a"])
-    stored.vectors("shop", "e1", ["c"])
-    assert stored.cached("shop", "e1", ["a", "c"]) == [A, None]
-    assert stored.cached("shop", "e1", ["b"]) is None
+    load_vectors(store, "fd", "shop", "e1", ["c", "d", "e"], np.array([[5, 5], [6, 6], [7, 7]], np.float32))
+    stored = StoredVectors(store, "fd", capacity=4, monotonic=clock)
+    for ids in ("ab", "c", "a", "de"):
+        stored.vectors("shop", "e1", list(ids))
+    assert stored.cached("shop", "e1", ["d", "a"]) == [np.array([6, 6], "<f4").tobytes(), A]
+    assert stored.cached("shop", "e1", ["e", "b"]) is None
+    assert stored.cached("shop", "e1", ["c"]) is None
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 2, 3, 50])
+def test_memory_has_room_for_so_many_and_what_came_last(store: CountingStore, clock: Clock, capacity: int):
+    ids = [str(i) for i in range(300)]
+    load_vectors(store, "fd", "shop", "e1", ids, np.ones((300, 2), np.float32))
+    stored = StoredVectors(store, "fd", capacity=capacity, monotonic=clock)
+    for each in ids:
+        stored.vectors("shop", "e1", [each])
+    last = ids[300 - capacity // 2 :]
+    assert stored.cached("shop", "e1", last) == [store.values[f"fd:e:shop:e1:{each}"] for each in last]
+    assert sum(stored.cached("shop", "e1", [each]) is not None for each in ids) <= capacity
+
+
+def test_many_threads_read_what_is_forgotten_and_fetched_again(clock: Clock):
+    store = CountingStore()
+    ids = [str(i) for i in range(400)]
+    load_vectors(store, "fd", "shop", "e1", ids, np.arange(800, dtype=np.float32).reshape(400, 2))
+    stored = StoredVectors(store, "fd", capacity=60, monotonic=clock)
+
+    def read(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(500):
+            asked = draw.sample(ids, 20)
+            found = stored.vectors("shop", "e1", asked)
+            assert found == [store.values[f"fd:e:shop:e1:{each}"] for each in asked]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))
 
 
 def test_more_ids_at_once_than_the_cache_holds(store: CountingStore, clock: Clock):
