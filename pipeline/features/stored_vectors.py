@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -90,9 +89,9 @@ class StoredVectors:
         """Those of which it is not known whether they have a vector, each once."""
         if None not in found:
             return []
-        asked_s = self._monotonic() - self._absent_s
-        unknown = dict.fromkeys(each for each, value in zip(ids, found, strict=True) if value is None)
-        return [each for each in unknown if each != _META and not self._known.absent((table, epoch), each, asked_s)]
+        unknown = dict.fromkeys([each for each, value in zip(ids, found, strict=True) if value is None])
+        unknown.pop(_META, None)
+        return self._known.unsettled((table, epoch), unknown, self._monotonic() - self._absent_s)
 
     def _fetch(self, table: str, epoch: str, ids: list[str]) -> dict[str, bytes | None]:
         stem = vector_key(self._prefix, table, epoch, "")
@@ -119,7 +118,7 @@ class _Recent:
         self._size = 0  # of the younger generation
         self._young: dict[_Part, dict[str, bytes]] = {}
         self._old: dict[_Part, dict[str, bytes]] = {}
-        self._absent: OrderedDict[tuple[_Part, str], float] = OrderedDict()  # when the store said so
+        self._absent: dict[_Part, dict[str, float]] = {}  # when the store said so
 
     def recall(self, part: _Part, ids: Sequence[str]) -> list[bytes | None]:
         found: list[bytes | None] = list(map(self._young.get(part, _NOTHING).get, ids))
@@ -131,19 +130,19 @@ class _Recent:
             self._add(part, moved)
         return found
 
-    def absent(self, part: _Part, each: str, since_s: float) -> bool:
-        """Whether the store was asked for it since then, and had none."""
-        return self._absent.get((part, each), -math.inf) >= since_s
+    def unsettled(self, part: _Part, ids: Iterable[str], since_s: float) -> list[str]:
+        """Those of which the store has not said since then that it has no vector."""
+        absent = self._absent.get(part)
+        return [each for each in ids if absent.get(each, -math.inf) < since_s] if absent else list(ids)
 
     def keep(self, part: _Part, values: Mapping[str, bytes | None], now_s: float) -> None:
         self._add(part, {each: value for each, value in values.items() if value is not None})
-        gone = [each for each, value in values.items() if value is None]
-        with self._lock:
-            for each in gone:
-                self._absent[part, each] = now_s
-                self._absent.move_to_end((part, each))
-            while len(self._absent) > self._half:
-                self._absent.popitem(last=False)
+        absent = [each for each, value in values.items() if value is None]
+        if absent:
+            with self._lock:
+                if sum(map(len, self._absent.values())) > self._half:
+                    self._absent = {}  # they would soon be asked for again
+                self._absent.setdefault(part, {}).update(dict.fromkeys(absent, now_s))
 
     def _add(self, part: _Part, values: Mapping[str, bytes]) -> None:
         if not values or not self._half:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -101,7 +102,19 @@ class RedisStore:
         """In one MGET, whatever their number; a key of another type than string reads as absent there."""
         if not keys:
             return []
-        return list(self._repeatable(lambda: self._client.mget(keys)))
+        return self._repeatable(lambda: self._mget(keys))
+
+    def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
+        """What the client's `mget` does over the same connections, but for its look at each argument and its notes for
+        tracing: a page waits for this read, and they are a sixth of it. A connection that fails closes itself."""
+        words: Any = ("MGET", *keys)  # hiredis's own types have room for one
+        connection = self._client.connection_pool.get_connection()
+        try:
+            connection.send_packed_command([hiredis.pack_command(words)])
+            found: list[bytes | None] = connection.read_response()
+            return found
+        finally:
+            self._client.connection_pool.release(connection)
 
     def put(self, key: str, value: bytes) -> None:
         self._repeatable(lambda: self._client.set(key, value))

@@ -353,9 +353,38 @@ def test_a_lost_connection_and_forgotten_scripts_go_unnoticed(redis_url: str) ->
     store.put("gyl:k", b"1")
     other.client_kill_filter(_type="normal", skipme=True)
     assert store.get("gyl:k") == b"1"
+    other.client_kill_filter(_type="normal", skipme=True)
+    assert store.get_many(["gyl:k"]) == [b"1"]
     other.script_flush()
     assert store.compare_and_set("gyl:k", b"1", b"2")
     other.close()
+    store.close()
+
+
+@pytest.mark.needs_redis
+def test_a_late_answer_is_no_answer_to_the_next_question(redis_url: str) -> None:
+    import redis
+
+    from pipeline.stores.redis_store import RedisStore
+
+    store, other = RedisStore(redis_url, timeout_s=0.1), redis.Redis.from_url(redis_url)
+    store.put_many({"gyl:a": b"1", "gyl:b": b"2"})
+    other.client_pause(300)
+    with pytest.raises(StoreError, match="no answer in time"):
+        store.get_many(["gyl:a"])
+    other.client_unpause()
+    assert store.get_many(["gyl:b", "gyl:a"]) == [b"2", b"1"]
+    other.close()
+    store.close()
+
+
+@pytest.mark.needs_redis
+def test_a_refusal_ends_no_connection(redis_url: str) -> None:
+    store = open_store(redis_url.replace("://", "://guest:open-sesame@"))
+    store.put("gyl:a", b"1")
+    with pytest.raises(StoreError, match=r"refused: .*permission"):
+        store.get_many(["gyl:a", "secret"])
+    assert store.get_many(["gyl:a"]) == [b"1"]
     store.close()
 
 
