@@ -8,7 +8,6 @@ bare MGET for comparison, then as an agent does it, once past its memory, by one
 
 from __future__ import annotations
 
-import argparse
 import socket
 import sys
 import tempfile
@@ -22,15 +21,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import hiredis
-import msgspec
 import numpy as np
 import redis
 from msgspec import Struct
 
 from benchmarks.serving_load import Times
-from benchmarks.serving_place import redis_server, say
+from benchmarks.serving_place import redis_server
 from benchmarks.shares import BenchmarkError
-from pipeline.errors import PageturnError
+from benchmarks.telling import parser, say, tell
 from pipeline.features.stored_vectors import Loaded, Portion, StoredVectors, load_portions
 from pipeline.stores.opening import open_store
 from pipeline.stores.published import vector_key
@@ -178,24 +176,11 @@ def table(result: Result) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        result = measure(options.items, options.reads)
-    except PageturnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(result))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embeddings", description=__doc__.split("\n")[0])
-    parser.add_argument("--items", type=int, default=10_000_000)
-    parser.add_argument("--reads", type=int, default=2_000, help="of 200 vectors each")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    return parser
+    known = parser("embeddings", __doc__)
+    known.add_argument("--items", type=int, default=10_000_000)
+    known.add_argument("--reads", type=int, default=2_000, help="of 200 vectors each")
+    options = known.parse_args(arguments)
+    return tell(lambda: measure(options.items, options.reads), table, options.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ No TensorFlow: what a table takes there is rows x dimension x 12 bytes.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 import tempfile
@@ -29,9 +28,9 @@ import numpy as np
 from msgspec import Struct
 
 from benchmarks.shares import BenchmarkError
+from benchmarks.telling import parser, say, tell
 from pipeline.config.reading import parse_config
 from pipeline.config.schema import FeatureConfig
-from pipeline.errors import PageturnError
 from pipeline.features.layout import Layout
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.statistics import Statistics
@@ -134,7 +133,7 @@ class Feed:
             self._rows += len(some)
             known.append(some[::_KNOWN_EVERY])
         self._known = np.concatenate(known)
-        _say(f"{self._rows:,} rows in {time.perf_counter() - began:.0f} s")
+        say(f"{self._rows:,} rows in {time.perf_counter() - began:.0f} s")
 
     def round(self, shelf: Shelf, path: Path, ids: int) -> Round:
         began, seen, self._spent = time.perf_counter(), 0, 0.0
@@ -144,7 +143,7 @@ class Feed:
         many, few = (self._writes(shelf, count) for count in (AT_ONCE, FEW))
         size = round(path.stat().st_size / self._rows, 1)
         done = Round(self._rows, round(seen / self._spent), size, *_milliseconds(many), *_milliseconds(few))
-        _say(f"{time.perf_counter() - began:.0f} s: {done}")
+        say(f"{time.perf_counter() - began:.0f} s: {done}")
         return done
 
     def _observe(self, shelf: Shelf | None) -> int:
@@ -269,10 +268,6 @@ def _restart_s(path: Path, spans: Spans) -> float:
         return time.perf_counter() - began
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _milliseconds(times: list[float]) -> tuple[float, float]:
     return round(median(times) * 1000, 1), round(max(times) * 1000, 1)
 
@@ -296,33 +291,20 @@ def table(result: Result) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    known = parser("identities", __doc__)
+    known.add_argument("--ids", type=int, default=10_000_000, help="in the file, before others come")
+    known.add_argument("--rounds", type=int, default=4)
+    known.add_argument(
+        "--capacity", type=int, default=250_000, help="rows of the table; up to 4 times as many are counted"
+    )
+    known.add_argument("--quick", action="store_true", help=f"{QUICK_IDS:,} ids: whether it runs")
+    known.add_argument("--dir", type=Path, help="where the file is while it is measured")
+    options = known.parse_args(arguments)
     sizes = options.ids, options.rounds, options.capacity
     if options.quick:
         sizes = QUICK_IDS, QUICK_ROUNDS, QUICK_CAPACITY
-    try:
-        with tempfile.TemporaryDirectory(prefix="pageturn-bench-", dir=options.dir) as folder:
-            result = measure(*sizes, Path(folder))
-    except PageturnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(result))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.identities", description=__doc__.split("\n")[0])
-    parser.add_argument("--ids", type=int, default=10_000_000, help="in the file, before others come")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument(
-        "--capacity", type=int, default=250_000, help="rows of the table; up to 4 times as many are counted"
-    )
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_IDS:,} ids: whether it runs")
-    parser.add_argument("--dir", type=Path, help="where the file is while it is measured")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    return parser
+    with tempfile.TemporaryDirectory(prefix="pageturn-bench-", dir=options.dir) as folder:
+        return tell(lambda: measure(*sizes, Path(folder)), table, options.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Below the table: where the job's time goes. In a last run, which is not in the t
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import statistics
@@ -29,7 +28,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import apache_beam as beam
-import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.flink_runner import FlinkJarJobServer, FlinkRunner
 from apache_beam.runners.portability.job_server import JobServer, StopOnExitJobServer
@@ -39,8 +37,8 @@ from benchmarks import spending
 from benchmarks.naive import NaiveRecords
 from benchmarks.shares import BenchmarkError
 from benchmarks.stream import CONTENDERS, Contender, Result, Task, lone_task, measure, table
+from benchmarks.telling import parser, say, tell
 from pipeline.config.schema import FeatureConfig
-from pipeline.errors import PageturnError
 from pipeline.logs.files import FileLog, wall_clock_ms
 from pipeline.logs.log import EPISODES, EVENTS, SAMPLES, TRANSITIONS, Entry
 from pipeline.streaming.flink.options import GROUPS, Settings, pipeline_options, worker_command
@@ -232,7 +230,7 @@ class OnFlink(Struct, frozen=True):
 def compare(visits: int, repeats: int) -> OnFlink:
     with a_site() as site:
         on_flink = {name: site.contender(job) for name, job in JOBS.items()}
-        compared = measure(visits, repeats, CONTENDERS | on_flink, _say)
+        compared = measure(visits, repeats, CONTENDERS | on_flink, say)
         with lone_task(visits) as task:
             site.contender(JOBS[OURS])(task)
             by_thread = site.spent
@@ -243,10 +241,6 @@ def compare(visits: int, repeats: int) -> OnFlink:
 
 def _rounded(spent: Counter[str]) -> dict[str, float]:
     return {what: round(seconds, 2) for what, seconds in spent.most_common()}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _told(found: OnFlink) -> str:
@@ -264,20 +258,11 @@ def _told(found: OnFlink) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.on_flink", description=__doc__.split("\n")[0])
-    parser.add_argument("--visits", type=int, default=3_000, help="of simulated users; each makes some ten events")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    options = parser.parse_args(arguments)
-    try:
-        found = compare(options.visits, options.repeats)
-    except PageturnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(_told(found))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    return 0
+    known = parser("on_flink", __doc__)
+    known.add_argument("--visits", type=int, default=3_000, help="of simulated users; each makes some ten events")
+    known.add_argument("--repeats", type=int, default=3)
+    options = known.parse_args(arguments)
+    return tell(lambda: compare(options.visits, options.repeats), _told, options.json)
 
 
 def _ratio(result: Result) -> float:

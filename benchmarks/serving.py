@@ -8,7 +8,6 @@ that what else the machine does meets them alike. Pages: 100 candidates, a seque
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
@@ -19,17 +18,16 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 
 from benchmarks.serving_load import Decide, Load, Times, load
-from benchmarks.serving_place import Place, agent_process, pages, place, say, tour
+from benchmarks.serving_place import Place, agent_process, pages, place, tour
 from benchmarks.serving_swaps import Swaps, swaps
 from benchmarks.shares import BenchmarkError
+from benchmarks.telling import parser, say, tell
 from pipeline.agent.agent import Agent, PageRequest
 from pipeline.agent.client import AgentClient
-from pipeline.errors import PageturnError
 from pipeline.features.encoder import Encoder
 from pipeline.features.snapshot import Snapshot
 from pipeline.features.stored_vectors import StoredVectors
@@ -182,25 +180,17 @@ def _swap_lines(found: Swaps) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        result = measure(options.calls, options.seconds, options.swaps)
-    except PageturnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(result))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0 if result.swaps.failed == result.swaps.mixed == 0 else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.split("\n")[0])
-    parser.add_argument("--calls", type=int, default=2_000, help="of one caller")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
-    parser.add_argument("--swaps", type=int, default=20, help="versions that go out under load")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    return parser
+    known = parser("serving", __doc__)
+    known.add_argument("--calls", type=int, default=2_000, help="of one caller")
+    known.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    known.add_argument("--swaps", type=int, default=20, help="versions that go out under load")
+    options = known.parse_args(arguments)
+    return tell(
+        lambda: measure(options.calls, options.seconds, options.swaps),
+        table,
+        options.json,
+        good=lambda result: result.swaps.failed == result.swaps.mixed == 0,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from benchmarks.serving_place import Place, pages, say
+from benchmarks.serving_place import Place, pages
+from benchmarks.telling import say
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent.agent import PageRequest
 from pipeline.records import DecidedBy

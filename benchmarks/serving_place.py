@@ -7,7 +7,6 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -204,7 +203,3 @@ def candidate(place: Place, policy: str, number: int) -> str:
     (copy / RECORD).write_bytes(encode_candidate(record))
     copy.rename(folder / record.id)
     return record.id
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

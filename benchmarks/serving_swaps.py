@@ -12,8 +12,9 @@ import numpy as np
 from msgspec import Struct
 
 from benchmarks.serving_load import Callers, Decide, Times
-from benchmarks.serving_place import Place, candidate, controller_process, say
+from benchmarks.serving_place import Place, candidate, controller_process
 from benchmarks.shares import BenchmarkError
+from benchmarks.telling import say
 from model_export.verdicts import read_verdicts
 from pipeline.events import parse
 from pipeline.logs.log import EVENTS

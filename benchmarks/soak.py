@@ -10,7 +10,6 @@ lateness later. Segments of the log that are some minutes old are deleted, as re
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -21,15 +20,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from benchmarks.rounds import produce, round_of
+from benchmarks.telling import parser, say, tell
 from benchmarks.watching import Fresh, Load, delete_old, load
 from pageturn.processes import Process, ProcessError, pageturn
 from pipeline.config.reading import load_config
 from pipeline.durable import holder
-from pipeline.errors import PageturnError
 from pipeline.logs.files import FileLog
 from pipeline.logs.log import EVENTS, OUTPUTS
 from pipeline.streaming.shards import Shard
@@ -171,16 +169,17 @@ def _trend(intervals: Sequence[Interval]) -> Trend | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        result = soak(options.minutes, options.rate, options.shards, options.every_s, _say)
-    except PageturnError as error:
-        _say(str(error))
-        return 1
-    print(f"{result.rate:.0f} events per second; {_said(result.trend)}")
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0
+    known = parser("soak", __doc__)
+    known.add_argument("--minutes", type=float, default=30.0)
+    known.add_argument("--rate", type=float, default=1_000.0, help="events per second, about")
+    known.add_argument("--shards", type=int, default=1, help="processes of the stream")
+    known.add_argument("--every-s", type=float, default=10.0, help="length of an interval")
+    options = known.parse_args(arguments)
+    return tell(
+        lambda: soak(options.minutes, options.rate, options.shards, options.every_s, say),
+        lambda result: f"{result.rate:.0f} events per second; {_said(result.trend)}",
+        options.json,
+    )
 
 
 def _said(trend: Trend | None) -> str:
@@ -188,20 +187,6 @@ def _said(trend: Trend | None) -> str:
         return f"too short to say what becomes of it after {FILLED_S:.0f} s"
     (a, b), (c, d), (e, f) = trend.rss_mb, trend.fresh_p50_ms, trend.fresh_p99_ms
     return f"memory {a:.1f} -> {b:.1f} MB, fresh p50 {c:.0f} -> {d:.0f} ms, p99 {e:.0f} -> {f:.0f} ms"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=1_000.0, help="events per second, about")
-    parser.add_argument("--shards", type=int, default=1, help="processes of the stream")
-    parser.add_argument("--every-s", type=float, default=10.0, help="length of an interval")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    return parser
 
 
 if __name__ == "__main__":

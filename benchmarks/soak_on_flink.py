@@ -10,7 +10,6 @@ sessions.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
@@ -29,10 +28,10 @@ from benchmarks.on_flink import JARS
 from benchmarks.rounds import produce, round_of
 from benchmarks.shares import BenchmarkError
 from benchmarks.soak import CONFIG
+from benchmarks.telling import parser, say, tell
 from benchmarks.watching import Fresh, Load, load
 from pageturn.processes import Process, pageturn
 from pipeline.config.reading import load_config
-from pipeline.errors import PageturnError
 from pipeline.logs.log import EVENTS, OUTPUTS, EventLog
 from pipeline.logs.opening import open_log
 from tests.cluster.broker import Broker, free_ports
@@ -181,25 +180,16 @@ def classes(histogram: str) -> dict[str, tuple[int, int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak_on_flink", description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, default=300.0, help="events per second, about")
-    parser.add_argument("--task-managers", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    options = parser.parse_args(arguments)
-    try:
-        result = soak(options.minutes, options.rate, options.task_managers, _say)
-    except PageturnError as error:
-        _say(str(error))
-        return 1
-    print(f"{result.rate:.0f} events per second for {result.intervals[-1].at_s / 60:.0f} minutes")
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    known = parser("soak_on_flink", __doc__)
+    known.add_argument("--minutes", type=float, default=30.0)
+    known.add_argument("--rate", type=float, default=300.0, help="events per second, about")
+    known.add_argument("--task-managers", type=int, default=1)
+    options = known.parse_args(arguments)
+    return tell(
+        lambda: soak(options.minutes, options.rate, options.task_managers, say),
+        lambda result: f"{result.rate:.0f} events per second for {result.intervals[-1].at_s / 60:.0f} minutes",
+        options.json,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ another row of CONTENDERS.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import shutil
 import statistics
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import apache_beam as beam
-import msgspec
 import xxhash
 from apache_beam.options.pipeline_options import PipelineOptions
 from msgspec import Struct
@@ -32,8 +30,8 @@ from benchmarks.events import MINUTES, simulated
 from benchmarks.naive import NaiveRecords
 from benchmarks.plain import plain_loop
 from benchmarks.shares import BenchmarkError
+from benchmarks.telling import parser, say, tell
 from pipeline.config.schema import FeatureConfig
-from pipeline.errors import PageturnError
 from pipeline.logs.files import FileLog, wall_clock_ms
 from pipeline.logs.log import EVENTS, OUTPUTS
 from pipeline.logs.ordered import OrderedReader
@@ -225,33 +223,13 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    names = options.only or list(CONTENDERS)
-    try:
-        if unknown := set(names) - set(CONTENDERS):
-            message = f"--only: expected one of {', '.join(CONTENDERS)}; found {', '.join(sorted(unknown))}"
-            raise BenchmarkError(message)
-        result = measure(options.visits, options.repeats, {name: CONTENDERS[name] for name in names}, _say)
-    except PageturnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(result))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream", description=__doc__.split("\n")[0])
-    parser.add_argument("--visits", type=int, default=3_000, help="of simulated users; each makes some ten events")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the contenders")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    return parser
+    known = parser("stream", __doc__)
+    known.add_argument("--visits", type=int, default=3_000, help="of simulated users; each makes some ten events")
+    known.add_argument("--repeats", type=int, default=5)
+    known.add_argument("--only", nargs="+", metavar="NAME", choices=list(CONTENDERS), help="some of the contenders")
+    options = known.parse_args(arguments)
+    contenders = {name: CONTENDERS[name] for name in options.only or CONTENDERS}
+    return tell(lambda: measure(options.visits, options.repeats, contenders, say), table, options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ rounds, so that what else the machine does meets all alike, and each samples its
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,13 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from msgspec import Struct
 
 from benchmarks.arithmetic import pageturn, textbook
 from benchmarks.peers.answering import HIDDEN, OBSERVATION
 from benchmarks.shares import BenchmarkError
-from pipeline.errors import PageturnError
+from benchmarks.telling import parser, say, tell
 
 PEERS = Path(__file__).with_name("peers")
 SHARED, STABLE_BASELINES, TF_AGENTS = "shared tower", "Stable-Baselines3", "TF-Agents"
@@ -177,7 +175,7 @@ def _alive(
             stack.callback(processes[name].close)
         for name, process in processes.items():
             versions[process.contender.script] = process.ready()
-            _say(f"batch {batch}: {name} is warm")
+            say(f"batch {batch}: {name} is warm")
         yield processes
 
 
@@ -188,7 +186,7 @@ def _rounds(processes: dict[str, Process], plan: Plan) -> dict[str, list[_Rate]]
         for name, process in processes.items():
             took = process.run(updates[name])
             rates[name].append(_Rate(updates[name] / took.wall_s, took.cpu_s / took.wall_s))
-            _say(f"  {number + 1}/{plan.rounds} {name}: {rates[name][-1].per_s:,.1f}/s")
+            say(f"  {number + 1}/{plan.rounds} {name}: {rates[name][-1].per_s:,.1f}/s")
     return rates
 
 
@@ -264,31 +262,14 @@ def _verdict(values: Sequence[float], at_least: float = 0.0, at_most: float = fl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    known = parser("trainer", __doc__)
+    known.add_argument("--batches", type=int, nargs="+", default=[256, 64, 32])
+    known.add_argument("--rounds", type=int, default=5)
+    known.add_argument("--seconds", type=float, default=1.5, help="of each learner in each round, about")
+    known.add_argument("--environments", type=Path, default=Path(".peers"), help="of the peers")
+    options = known.parse_args(arguments)
     plan = Plan(tuple(options.batches), options.rounds, options.seconds, options.environments)
-    try:
-        result = measure(plan)
-    except PageturnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(result))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__.split("\n")[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=[256, 64, 32])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each learner in each round, about")
-    parser.add_argument("--environments", type=Path, default=Path(".peers"), help="of the peers")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    return parser
+    return tell(lambda: measure(plan), table, options.json)
 
 
 if __name__ == "__main__":

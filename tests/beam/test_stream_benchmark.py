@@ -52,8 +52,3 @@ def test_the_traffic_has_what_a_log_has(tmp_path_factory: pytest.TempPathFactory
     assert min(counts.joined, counts.duplicate, counts.late, counts.dead, counts.terminal) > 0
     assert counts.read == counts.joined + counts.duplicate + counts.late + counts.orphan + counts.dead + counts.open
     assert counts.open == 0
-
-
-def test_an_unknown_contender(capsys: pytest.CaptureFixture[str]) -> None:
-    assert stream.main(["--only", "nothing"]) == 1
-    assert "expected one of plain loop" in capsys.readouterr().err
