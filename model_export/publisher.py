@@ -183,8 +183,7 @@ def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Po
     site.lease.put(record_key, msgspec.json.encode(version_record(candidate, pending.version)))
 
     def point(now: Pointer) -> Pointer:
-        if now.fence > site.lease.token:
-            site.lease.lost()
+        site.own(now)
         if now.frozen and now.stable is not None:
             held = "pinned" if now.pinned else "frozen"
             message = f"the policy was {held} while the version was loading"

@@ -50,8 +50,7 @@ def send_back(site: Site, policy: str, to: Served, left: Served | None = None) -
     candidate = _candidate(site, policy, to.version)
 
     def back(now: Pointer) -> Pointer:
-        if now.fence > site.lease.token:
-            site.lease.lost()
+        site.own(now)
         if now.pinned or (left is not None and left not in (now.stable, now.canary)):
             return now
         after = sent_back(now, to, candidate or "")

@@ -18,6 +18,7 @@ from pipeline.logs.log import EventLog
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics
 from pipeline.serving.client import Prediction, VersionStatus
+from pipeline.stores.published import Pointer
 from pipeline.stores.store import KeyValueStore
 
 
@@ -68,3 +69,12 @@ class Site:
             self.lease.check()
             write_desired(self.models, after, self.served_models)
         return after
+
+    def own(self, pointer: Pointer) -> None:
+        """Call on a pointer before it is changed. Every pointer is claimed at the beginning of a term; one that carries
+        another token is a newer holder's, or was lost since, with all that operators have switched on it.
+
+        Raises: LeaseLost: the next term fills the store again first.
+        """
+        if pointer.fence != self.lease.token:
+            self.lease.lost()

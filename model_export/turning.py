@@ -90,8 +90,7 @@ def _promoted(now: Pointer, canary: Served) -> Pointer:
 
 def _change(site: Site, name: str, change: _Change) -> Pointer:
     def fenced(now: Pointer) -> Pointer:
-        if now.fence > site.lease.token:
-            site.lease.lost()
+        site.own(now)
         after = change(now)
         return now if after == now else replace(after, fence=site.lease.token)
 
