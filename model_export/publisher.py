@@ -78,6 +78,7 @@ def resume(
     try:
         if pointer is None:
             candidate = _placed(site, policy, state.policies[policy].model_name, pending, source)
+            _keep_parameters(site, state.policies[policy].model_name, pending, candidate)
             state = _requested(site, state, policy)
             asked_ms = site.clock_ms()
             checks = serve_and_probe(site, state.policies[policy].model_name, pending, candidate, policy)
@@ -157,6 +158,18 @@ def _placed(site: Site, policy: str, model: str, pending: Pending, source: Path)
         raise Refused(str(error), "unusable") from error
     site.on_step(policy, "placed")
     return candidate
+
+
+def _keep_parameters(site: Site, model: str, pending: Pending, candidate: Candidate) -> None:
+    """Put them again, from the version's folder, where the store was emptied since: nobody else would, for a version
+    that is not served yet."""
+    folder = volume.folder_of(site.models, model, pending.version)
+    try:
+        payload = read_parameters(folder, candidate)
+        if site.store.get(parameters_key(site.prefix, candidate.parameters)) != payload:
+            put_parameters(site, folder, candidate)
+    except (CandidateError, FileNotFoundError) as error:
+        raise Refused(str(error), "unusable") from error
 
 
 def _requested(site: Site, state: DesiredState, policy: str) -> DesiredState:

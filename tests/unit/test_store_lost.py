@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from model_export.candidate import PARAMETERS
 from model_export.lease import LeaseLost
 from model_export.sending_back import send_back
 from pipeline.stores.store import StoreError
 from tests.unit.test_canary import TURNS, later, state_of, tried
-from tests.unit.test_publisher import assert_nothing_half, verdict_lines
+from tests.unit.test_publisher import STEPS, assert_nothing_half, verdict_lines
 
 __all__ = ["tried"]
 
@@ -36,6 +37,34 @@ def go_on(world: Any) -> None:
     for _ in range(2):
         with suppress(LeaseLost, StoreError):
             world.run()
+
+
+# Emptied while a version is published ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_store_that_is_emptied_while_a_version_goes_out_does_not_stop_it(world: Any, step: str) -> None:
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    at(world, step, lambda: empty(world))
+    go_on(world)
+    assert [v["outcome"] for v in verdict_lines(world)] == ["accepted", "accepted"]
+    assert (world.pointer().stable.version, world.pointer().previous.version) == (2, 1)
+    assert_nothing_half(world)
+
+
+def test_what_can_no_longer_be_put_there_is_refused(world: Any) -> None:
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+
+    def lose() -> None:
+        (world.models / "feed_rl" / "2" / PARAMETERS).unlink()
+        raise StoreError("away")
+
+    at(world, "placed", lose)
+    go_on(world)
+    assert verdict_lines(world)[-1]["reason"] == "unusable"
+    assert world.pointer().stable.version == 1
 
 
 # Emptied while a pointer is turned -------------------------------------------------------------------------------
