@@ -50,14 +50,14 @@ def take_over(site: Site, verdicts: VerdictLog) -> DesiredState:
 
 
 def keep_in_step(site: Site, verdicts: VerdictLog, state: DesiredState, *, thorough: bool = False) -> DesiredState:
-    """Follow what operators did to the pointers; fill the store again where it was emptied.
+    """Follow what operators did to the pointers; fill the store again where it was emptied, or has an old copy.
 
     `thorough` also looks whether the parameters are what their name says (big values, so not every time).
     """
     lost = []
     for name, policy in state.policies.items():
         pointer = _pointer(site, name)
-        if policy.pointer.stable is not None and (pointer is None or pointer.stable is None):
+        if _was_lost(pointer, policy.pointer):
             site.lease.confirm()  # all or nothing is filled again: half of it would no longer look lost
             lost.append(name)
             pointer = _restore_pointer(site, name, policy.pointer)
@@ -133,12 +133,19 @@ def _pointer(site: Site, policy: str) -> Pointer | None:
     return None if value is None else decode_record(key, value, Pointer)
 
 
+def _was_lost(now: Pointer | None, last_seen: Pointer) -> bool:
+    """Or changes of it, since it was last seen: of a restart, a failover, a backup."""
+    if last_seen.stable is None:
+        return False
+    return now is None or now.stable is None or 0 < now.changes < last_seen.changes
+
+
 def _restore_pointer(site: Site, policy: str, last_seen: Pointer) -> Pointer:
     """What operators have switched since then stays switched."""
     site.lease.check()
 
     def restored(now: Pointer) -> Pointer:
-        if now.stable is not None:
+        if not _was_lost(now, last_seen):
             return now
         off, frozen = now.off or last_seen.off, now.frozen or last_seen.frozen
         return replace(last_seen, off=off, frozen=frozen, fence=site.lease.token)

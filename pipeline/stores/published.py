@@ -54,6 +54,7 @@ class Pointer(Struct, frozen=True, omit_defaults=True):
     frozen: bool = False  # nothing is published until an operator releases the policy
     back: GoBack | None = None  # the last one
     pinned: bool = False  # and frozen: nothing but an operator gives the policy another version
+    changes: int = 0  # rising, but for the fence: a store that lost some is found out; 0: by builds that did not count
 
 
 class VersionRecord(Struct, frozen=True, omit_defaults=True):
@@ -143,7 +144,14 @@ def change_pointer(
     store: KeyValueStore, prefix: str, policy: str, change: Callable[[Pointer], Pointer]
 ) -> tuple[Pointer, Pointer]:
     """Apply a pure change to the pointer as it now is, again when somebody else was faster: (before, after)."""
-    return _change(store, pointer_key(prefix, policy), Pointer, Pointer(), change)
+    return _change(store, pointer_key(prefix, policy), Pointer, Pointer(), lambda now: _counted(now, change(now)))
+
+
+def _counted(before: Pointer, after: Pointer) -> Pointer:
+    """Who claims a pointer does not change what it says."""
+    if replace(after, fence=before.fence) == before:
+        return after
+    return replace(after, changes=max(before.changes, after.changes) + 1)
 
 
 def turned_to(pointer: Pointer, to: Served) -> Pointer:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from model_export.candidate import PARAMETERS
 from model_export.lease import LeaseLost
+from model_export.recovery import keep_in_step
 from model_export.sending_back import send_back
+from model_export.switches import freeze, roll_back, set_off
+from pipeline.stores.published import Pointer, change_pointer, pointer_key
 from pipeline.stores.store import StoreError
 from tests.unit.test_canary import TURNS, later, state_of, tried
 from tests.unit.test_publisher import STEPS, assert_nothing_half, verdict_lines
@@ -93,3 +98,97 @@ def test_nothing_is_sent_back_on_a_pointer_that_was_lost(world: Any) -> None:
     with pytest.raises(LeaseLost):
         send_back(site, "rl", state.policies["rl"].certified)
     assert world.pointer().stable is None
+
+
+# With what it had once -------------------------------------------------------------------------------------------
+
+POINTER = pointer_key("fd", "rl")
+
+
+def published(world: Any, transitions: int, bias: float) -> None:
+    world.candidate(transitions, bias=bias)
+    assert world.run().accepted == 1
+
+
+def test_the_pointer_of_a_backup_is_put_right(world: Any) -> None:
+    """Its versions may be gone from the volume; and servers would unload those that are served."""
+    world.bootstrap()
+    published(world, 50, 1.1)
+    backup = {key: world.store.get(key) for key in world.store.keys("")}
+    published(world, 80, 1.2)
+    published(world, 110, 1.3)
+    before = world.pointer()
+    empty(world)
+    world.store.put_many(backup)
+    world.run()
+    assert (world.pointer().stable, world.pointer().previous) == (before.stable, before.previous)
+    assert world.desired().policies["rl"].pointer == world.pointer()
+    assert_nothing_half(world)
+
+
+def test_a_switch_that_a_restarted_store_forgot_is_switched_again(world: Any) -> None:
+    world.bootstrap()
+    site, verdicts, state = world.site("one")
+    forgotten = world.store.get(POINTER)
+    set_off(world.store, "fd", ("rl",), True)
+    state = keep_in_step(site, verdicts, state)
+    world.store.put(POINTER, forgotten)
+    keep_in_step(site, verdicts, state)
+    assert world.pointer().off
+    assert site.metrics.total("store_refilled") == 1
+
+
+def test_and_by_the_next_controller_too(world: Any) -> None:
+    world.bootstrap()
+    site, verdicts, state = world.site("one")
+    forgotten = world.store.get(POINTER)
+    set_off(world.store, "fd", ("rl",), True)
+    keep_in_step(site, verdicts, state)
+    site.lease.release()
+    world.store.put(POINTER, forgotten)
+    world.run("two")
+    assert world.pointer().off
+
+
+def test_what_is_switched_on_an_old_pointer_stays_switched(world: Any) -> None:
+    world.bootstrap()
+    published(world, 50, 1.1)
+    backup = world.store.get(POINTER)
+    published(world, 80, 1.2)
+    published(world, 110, 1.3)
+    world.store.put(POINTER, backup)
+    set_off(world.store, "fd", ("rl",), True)
+    world.run()
+    assert (world.pointer().stable.version, world.pointer().off) == (4, True)
+
+
+def test_an_operator_is_not_taken_for_a_backup(world: Any) -> None:
+    world.bootstrap()
+    published(world, 50, 1.1)
+    set_off(world.store, "fd", ("rl",), True)
+    world.run()
+    set_off(world.store, "fd", ("rl",), False)
+    freeze(world.store, "fd", "rl")
+    roll_back(world.store, "fd", "rl")
+    world.run()
+    assert (world.pointer().stable.version, world.pointer().off) == (1, False)
+
+
+def test_nor_is_one_with_a_build_that_does_not_count_changes(world: Any) -> None:
+    world.bootstrap()
+    published(world, 50, 1.1)
+    pointer = world.pointer()
+    uncounted = Pointer(pointer.previous, fence=pointer.fence, previous=pointer.stable, frozen=True)
+    world.store.put(POINTER, msgspec.json.encode(uncounted))
+    world.run()
+    assert world.pointer().stable.version == 1
+
+
+def test_changes_of_a_pointer_are_counted_and_claims_are_not(world: Any) -> None:
+    world.bootstrap()
+    counted = world.pointer().changes
+    world.site("one")
+    assert world.pointer().changes == counted
+    for off in (True, True, False):
+        change_pointer(world.store, "fd", "rl", lambda pointer, off=off: replace(pointer, off=off))
+    assert world.pointer().changes == counted + 2
