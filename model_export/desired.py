@@ -130,6 +130,7 @@ def drained(policy: PolicyState, in_use: frozenset[int], now_ms: int, least_ms: 
 
 
 def _with_roles(policy: PolicyState, now_ms: int) -> PolicyState:
+    """A role that began in the future begins now: the clock was put back, and trials and drains do not wait for it."""
     roles: dict[Served, Role] = {}
     if policy.certified:
         roles[policy.certified] = "certified"
@@ -145,7 +146,10 @@ def _with_roles(policy: PolicyState, now_ms: int) -> PolicyState:
     for version in sorted(before.keys() | named.keys()):
         old = before.get(version)
         parameters, role = named.get(version, (old.parameters if old else "", _unnamed_role(policy, version)))
-        loaded.append(old if old and old.role == role else Loaded(version, role, parameters, now_ms))
+        if old and old.role == role:
+            loaded.append(replace(old, since_ms=min(old.since_ms, now_ms)))
+        else:
+            loaded.append(Loaded(version, role, parameters, now_ms))
     return replace(policy, loaded=tuple(loaded))
 
 

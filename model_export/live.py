@@ -114,7 +114,10 @@ class LiveWatch:
         if rules is None:
             return promote(self._site, verdicts, state, name, "publish.canary is no longer in the config")
         self._hear_trial(name, canary.version, beats)
-        now_ms, began_ms = self._site.clock_ms(), max(since_ms, self._heard[name].anew_ms)
+        now_ms, known = self._site.clock_ms(), self._heard[name]
+        if known.anew_ms > now_ms:  # the clock was put back
+            self._heard[name] = replace(known, anew_ms=now_ms)
+        began_ms = max(since_ms, self._heard[name].anew_ms)
         held = now_ms - began_ms >= rules.hold
         checks = self._trial_checks(name, policy, beats, began_ms if held else None)
         failed = first_failure(checks)

@@ -1,0 +1,60 @@
+"""The clock is put back by a day: what is timed by it is timed anew, and nothing waits for that day to come again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from model_export.housekeeping import LEAST_DRAIN_MS
+from model_export.live import KNOWN_MS
+from pipeline.config.schema import Canary
+from pipeline.stores.published import Usage
+from tests.unit.test_canary import BAD, FINE, configure, later, say, state_of
+
+HOLD_MS, DAY_MS = 60_000, 86_400_000
+
+
+@pytest.fixture
+def trying(world: Any) -> Any:
+    """Version 2 is on its share."""
+    configure(world, Canary(share=0.2, hold=HOLD_MS))
+    world.now_ms += 2 * DAY_MS
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    world.run()
+    assert state_of(world) == (1, 2, 0.2)
+    return world
+
+
+def put_back(world: Any) -> None:
+    world.now_ms -= DAY_MS
+
+
+def test_a_trial_ends_after_its_time(trying: Any) -> None:
+    put_back(trying)
+    assert later(trying, after_ms=2_000).concluded == {}
+    assert later(trying).concluded == {"promoted": 1}
+
+
+def test_so_does_one_that_had_begun_anew(trying: Any) -> None:
+    away = Usage(200, 0, 0, 0)
+    later(trying, stable=away, canary=away)
+    assert state_of(trying) == (1, 2, 0.2)
+    put_back(trying)
+    later(trying, after_ms=2_000)
+    answered = Usage(600, 0, 600, 0)
+    assert later(trying, answered, answered, after_ms=HOLD_MS + KNOWN_MS).concluded == {"promoted": 1}
+
+
+def test_a_version_that_nobody_uses_is_unloaded(trying: Any) -> None:
+    later(trying, canary=BAD, after_ms=2_000)
+    assert 2 in trying.served_versions()
+    put_back(trying)
+    for _ in range(2):
+        say(trying, FINE, BAD)
+        trying.store.delete_many(trying.store.keys("fd:agent"))
+        trying.run()
+        trying.now_ms += LEAST_DRAIN_MS
+    trying.run()
+    assert 2 not in trying.served_versions()
