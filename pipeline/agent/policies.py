@@ -180,8 +180,13 @@ def next_route(
     """The route that follows a pointer. Versions are built fully before the route with them exists.
 
     Where the stable version cannot be built for now, the one before stays; where it never can be, there is none. Where
-    a canary cannot be built there is none: its share gets the stable version, and not what was tried before.
+    a canary cannot be built there is none: its share gets the stable version, and not what was tried before. A pointer
+    that names nothing any more was lost with its store: nobody takes a version away like that, so the route stays, but
+    for the kill switch, until somebody has filled the store again.
     """
+    if pointer.stable is None and old.stable is not None:
+        failed(Trouble(Reason.NO_MODEL, "the store has lost what was published"))
+        return old._replace(off=old.off or pointer.off)
 
     def follow(served: Served | None, current: Pinned | None, meanwhile: Pinned | None) -> tuple[Pinned | None, Reason]:
         if served is None or (current is not None and current.served == served):

@@ -122,6 +122,41 @@ def test_the_version_before_stays_while_the_next_cannot_be_built(world: World):
         )
 
 
+def test_the_version_in_use_stays_while_the_store_has_lost_the_pointer(world: World):
+    world.publish(7)
+    with world.agent() as agent:
+        agent.wait_ready(LONG_S)
+        world.store.values.clear()
+        eventually(lambda: agent.metrics.total("pin_failures", reason="no_model") > 1)
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.model_version == 7
+        world.publish(8, mean=0.2)
+        eventually(
+            lambda: agent.decide(page(TREATED[1], request_id=str(time.time_ns())), 1).decision.model_version == 8
+        )
+
+
+def test_the_kill_switch_works_on_a_pointer_that_was_lost_and_outlasts_its_loss(world: World):
+    served = world.publish(7)
+    with world.agent() as agent:
+        agent.wait_ready(LONG_S)
+        world.store.values.clear()
+        world.point(off=True)
+        asked = iter(range(10**6))
+        eventually(
+            lambda: agent.decide(page(TREATED[0], request_id=f"a{next(asked)}"), 1).decision.fallback_reason == "off"
+        )
+        world.store.values.clear()
+        looks = agent.metrics.total("pin_failures", reason="no_model")
+        eventually(lambda: agent.metrics.total("pin_failures", reason="no_model") > looks + 1)
+        assert agent.decide(page(TREATED[0], request_id="b"), LONG_S).decision.fallback_reason == "off"
+        world.publish(7)
+        eventually(
+            lambda: (
+                agent.decide(page(TREATED[0], request_id=f"c{next(asked)}"), 1).decision.model_version == served.version
+            )
+        )
+
+
 def test_a_version_that_is_gone_is_looked_up_once_more(world: World):
     world.publish(7)
 
