@@ -230,7 +230,8 @@ class _Run:
     def _export_is_due(self) -> bool:
         publish = self._job.config.publish
         elapsed = self._job.clock_ms() - self._exported_ms
-        return elapsed >= publish.every and self._news() >= max(publish.min_transitions, 1)
+        waits = 0 <= elapsed < publish.every  # below 0: the clock was put back
+        return not waits and self._news() >= max(publish.min_transitions, 1)
 
     def _hand_out(self) -> None:
         """The checkpoint first: no candidate is ahead of what survives a kill."""

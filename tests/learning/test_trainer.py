@@ -113,6 +113,26 @@ def test_neither_poll_sizes_nor_checkpoints_nor_candidates_reach_the_weights(
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+def test_a_clock_that_is_put_back_holds_up_no_candidate(make_config, write, tmp_path: Path) -> None:
+    """The next one would come when the clock has caught up."""
+    now_ms, taken = 10 * 86_400_000, []
+
+    def clock() -> int:
+        nonlocal now_ms
+        now_ms += 10
+        return now_ms
+
+    def put_back(training: Training, created_ms: int) -> None:
+        nonlocal now_ms
+        if not taken:
+            now_ms -= 86_400_000
+        taken.append(training.progress.ingested)
+
+    config = make_config({"publish": Publish(every=100, min_transitions=1)}, replay=100, updates_per_transition=0.125)
+    run(config, write(), tmp_path / "a", export=put_back, pace=Pace(poll=7), clock_ms=clock)
+    assert len(taken) > 3
+
+
 def test_stopping_and_resuming_changes_nothing(config, make_config, write, tmp_path: Path) -> None:
     url = write()
     whole = run(config, url, tmp_path / "whole")
