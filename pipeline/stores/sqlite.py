@@ -99,6 +99,8 @@ class SqliteStore:
             highest, held_by, until_ms = row or (0, None, 0)
             held = held_by is not None and now_ms < until_ms
             if held and held_by != holder:
+                if until_ms > now_ms + ttl_ms:  # the clock was put back; a holder that lives renews it, and goes on
+                    connection.execute(_LEASE, (name, highest, held_by, now_ms + ttl_ms))
                 return None
             token: int = highest if held and highest > above else max(highest, above) + 1
             connection.execute(_LEASE, (name, token, holder, now_ms + ttl_ms))

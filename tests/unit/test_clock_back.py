@@ -31,6 +31,20 @@ def put_back(world: Any) -> None:
     world.now_ms -= DAY_MS
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_lease_in_a_file_is_not_held_until_the_clock_has_caught_up(world: Any, lives: bool) -> None:
+    world.now_ms += 2 * DAY_MS
+    token = world.store.acquire_lease("fd:controller", "one", 15_000)
+    put_back(world)
+    assert world.store.acquire_lease("fd:controller", "two", 15_000) is None
+    world.now_ms += 14_000
+    if lives:
+        assert world.store.acquire_lease("fd:controller", "one", 15_000) == token
+    assert world.store.acquire_lease("fd:controller", "two", 15_000) is None
+    world.now_ms += 1_000
+    assert world.store.acquire_lease("fd:controller", "two", 15_000) == (None if lives else token + 1)
+
+
 def test_a_trial_ends_after_its_time(trying: Any) -> None:
     put_back(trying)
     assert later(trying, after_ms=2_000).concluded == {}
