@@ -46,7 +46,7 @@ def take_over(site: Site, verdicts: VerdictLog) -> DesiredState:
     write_desired(site.models, state, site.served_models)
     for policy in state.policies:
         change_pointer(site.store, site.prefix, policy, lambda pointer: _claimed(site, pointer))
-    return keep_in_step(site, verdicts, state, thorough=True)
+    return keep_in_step(site, verdicts, _of_this_volume(site, verdicts, state), thorough=True)
 
 
 def keep_in_step(site: Site, verdicts: VerdictLog, state: DesiredState, *, thorough: bool = False) -> DesiredState:
@@ -86,6 +86,54 @@ def _of_this_config(site: Site, state: DesiredState) -> DesiredState:
     return replace(state, policies=policies)
 
 
+def _of_this_volume(site: Site, verdicts: VerdictLog, state: DesiredState) -> DesiredState:
+    """Without pointers to what the volume does not have: it is new, or a copy of before. No server could load that, and
+    no candidate could be compared with it. What operators have switched stays; numbers are not used again."""
+    pointers = read_pointers(site.store, site.prefix, tuple(state.policies))
+    for name, policy in state.policies.items():
+        now, seen = pointers[name], policy.pointer
+        pointer = seen if _was_lost(now, seen) else now
+        if pointer.stable is None or _is_there(site, policy, pointer.stable):
+            continue
+        known = _readable(site, policy.model_name)
+        instead = _last_served(verdicts, name, known)
+        _LOG.error("%s: version %d is not on this volume; instead: %s", name, pointer.stable.version, instead)
+        changed = _repointed(site, name, instead)
+        certified = policy.certified if policy.certified and _is_there(site, policy, policy.certified) else instead
+        used = [served.version for served in (pointer.stable, pointer.previous, pointer.canary) if served]
+        policy = replace(
+            policy,
+            next_version=max(policy.next_version, 1 + max(used)),
+            certified=certified,
+            loaded=tuple(entry for entry in policy.loaded if entry.version in known),
+            pending=None,
+            turn=None,
+        )
+        state = site.write(state, name, follow(policy, changed, site.clock_ms()))
+    return state
+
+
+def _is_there(site: Site, policy: PolicyState, served: Served) -> bool:
+    return volume.folder_of(site.models, policy.model_name, served.version).exists()
+
+
+def _repointed(site: Site, name: str, to: Served | None) -> Pointer:
+    def repointed(now: Pointer) -> Pointer:
+        site.own(now)
+        return replace(now, stable=to, previous=None, canary=None, share=0.0, pinned=False)
+
+    return change_pointer(site.store, site.prefix, name, repointed)[1]
+
+
+def _last_served(verdicts: VerdictLog, name: str, known: dict[int, Candidate]) -> Served | None:
+    """Of the readable versions the last whose acceptance is on record; else the oldest, for nothing says that a later
+    one was ever served and probed."""
+    if not known:
+        return None
+    version = verdicts.last_accepted(name, known) or min(known)
+    return Served(version, known[version].parameters)
+
+
 def _rebuilt(site: Site, verdicts: VerdictLog) -> DesiredState:
     learned = site.config.learned_policies()
     pointers = read_pointers(site.store, site.prefix, learned)
@@ -94,17 +142,14 @@ def _rebuilt(site: Site, verdicts: VerdictLog) -> DesiredState:
 
 
 def _rebuilt_policy(site: Site, verdicts: VerdictLog, name: str, pointer: Pointer) -> PolicyState:
-    """The pointer decides; without one the last version whose acceptance is on record; else the oldest there is,
-    for nothing says that a later one was ever served and probed."""
+    """The pointer decides; without one what was served last."""
     model = site.config.model_name(name)
     known = _readable(site, model)
     policy = PolicyState(model, next_version=volume.first_free_version(site.models, model, 1))
     if not known:
         return policy
     if pointer.stable is None:
-        accepted = verdicts.last_accepted(name)
-        version = accepted if accepted in known else min(known)
-        pointer = replace(pointer, stable=Served(version, known[version].parameters))
+        pointer = replace(pointer, stable=_last_served(verdicts, name, known))
     first = min(known)
     baseline = Served(first, known[first].parameters) if known[first].transitions == 0 else pointer.stable
     _LOG.warning("%s: desired state rebuilt from the version folders; stable is %s", model, pointer.stable)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -51,12 +51,13 @@ class VerdictLog:
     def verdict_on(self, policy: str, candidate: str) -> Judged | None:
         return self._judged.get(policy, {}).get(candidate)
 
-    def last_accepted(self, policy: str) -> int | None:
+    def last_accepted(self, policy: str, among: Collection[int] | None = None) -> int | None:
         """The last version that went to all of its buckets, at once or when it was promoted, and was not sent back."""
         judged = list(self._judged.get(policy, {}).values())
         sent_back = {v.version for v in judged if v.outcome == "sent_back"}
         accepted = [v for v in judged if to_all(v.outcome, v.reason)]
-        return next((v.version for v in reversed(accepted) if v.version not in sent_back), None)
+        left = (v.version for v in reversed(accepted) if v.version not in sent_back)
+        return next((version for version in left if among is None or version in among), None)
 
     def record(self, verdict: Verdict, lease: Lease) -> None:
         """Write a verdict in both places. Repeating one is harmless. Raises: LeaseLost, StoreError, OSError."""
