@@ -19,6 +19,7 @@ from model_export.checks import (
     first_failure,
     moved,
 )
+from model_export.clock import Deadline
 from model_export.desired import PolicyState
 from model_export.probing import Unreachable, WrongAnswer, answers, patiently
 from model_export.ranking_checks import every_ranking, moved_pages
@@ -162,5 +163,5 @@ def _answered(site: Site, model: str, version: int, candidate: Candidate, snapsh
                 continue
         return answers(site, last, model, version, candidate.probes, snapshot)
 
-    deadline_ms = site.clock_ms() + site.config.publish.load_timeout
-    return patiently(site, f"actions of {model} version {version}", deadline_ms, attempt)
+    deadline = Deadline(site, site.config.publish.load_timeout)
+    return patiently(site, f"actions of {model} version {version}", deadline, attempt)

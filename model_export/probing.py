@@ -10,6 +10,7 @@ import numpy as np
 
 from model_export.candidate import Probe
 from model_export.checks import Actions
+from model_export.clock import Deadline
 from model_export.site import Server, Site
 from pipeline.errors import PageturnError
 from pipeline.features.candidates import item_inputs
@@ -81,7 +82,7 @@ def _output(
     return said
 
 
-def patiently(site: Site, what: str, deadline_ms: int, attempt: Callable[[], _T]) -> _T:
+def patiently(site: Site, what: str, deadline: Deadline, attempt: Callable[[], _T]) -> _T:
     """Repeat an attempt while servers are out of reach or have not loaded a version yet.
 
     Raises: Unreachable after the deadline; LeaseLost, Stopping.
@@ -90,7 +91,7 @@ def patiently(site: Site, what: str, deadline_ms: int, attempt: Callable[[], _T]
         try:
             return attempt()
         except (NotServed, TooLate, Unavailable) as error:
-            if site.clock_ms() >= deadline_ms:
+            if deadline.over():
                 message = f"{what}: {error}"
                 raise Unreachable(message) from error
         site.lease.check()

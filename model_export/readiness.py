@@ -6,6 +6,7 @@ from typing import Literal
 
 from model_export.candidate import Candidate
 from model_export.checks import Check, at_most, explain
+from model_export.clock import Deadline
 from model_export.desired import Pending
 from model_export.probing import Unreachable, WrongAnswer, answers, largest_error, patiently
 from model_export.site import Server, Site
@@ -43,29 +44,29 @@ class Kept(NotPublished):
 
 
 def serve_and_probe(site: Site, model: str, pending: Pending, candidate: Candidate, policy: str) -> tuple[Check, ...]:
-    deadline_ms = site.clock_ms() + site.config.publish.load_timeout
+    deadline = Deadline(site, site.config.publish.load_timeout)
     try:
-        servers = patiently(site, "looking for the model servers", deadline_ms, lambda: tuple(site.servers))
+        servers = patiently(site, "looking for the model servers", deadline, lambda: tuple(site.servers))
         for server in servers:
-            _await_available(site, server, model, pending.version, deadline_ms)
+            _await_available(site, server, model, pending.version, deadline)
         site.on_step(policy, "available")
-        checks = tuple(_probe(site, server, model, pending, candidate, deadline_ms) for server in servers)
+        checks = tuple(_probe(site, server, model, pending, candidate, deadline) for server in servers)
         site.on_step(policy, "probed")
         return checks
     except Unreachable as error:
         raise Kept(str(error), "server_unreachable") from error
 
 
-def _await_available(site: Site, server: Server, model: str, version: int, deadline_ms: int) -> None:
-    while not _is_available(server, model, _status(site, server, model, version, deadline_ms)):
-        if site.clock_ms() >= deadline_ms:
+def _await_available(site: Site, server: Server, model: str, version: int, deadline: Deadline) -> None:
+    while not _is_available(server, model, _status(site, server, model, version, deadline)):
+        if deadline.over():
             detail = f"{server.target}: {model} version {version} was not AVAILABLE within the time limit"
             raise Refused(detail, "load_timeout")
         site.lease.check()
         site.pause()
 
 
-def _status(site: Site, server: Server, model: str, version: int, deadline_ms: int) -> VersionStatus | None:
+def _status(site: Site, server: Server, model: str, version: int, deadline: Deadline) -> VersionStatus | None:
     """None while the server has not heard of the version."""
 
     def look() -> tuple[VersionStatus, ...]:
@@ -74,7 +75,7 @@ def _status(site: Site, server: Server, model: str, version: int, deadline_ms: i
         except NotServed:  # the model itself is new to it
             return ()
 
-    statuses = patiently(site, "waiting for the new version", deadline_ms, look)
+    statuses = patiently(site, "waiting for the new version", deadline, look)
     return next((status for status in statuses if status.version == version), None)
 
 
@@ -87,14 +88,14 @@ def _is_available(server: Server, model: str, status: VersionStatus | None) -> b
     return status.state == "AVAILABLE"
 
 
-def _probe(site: Site, server: Server, model: str, pending: Pending, candidate: Candidate, deadline_ms: int) -> Check:
+def _probe(site: Site, server: Server, model: str, pending: Pending, candidate: Candidate, deadline: Deadline) -> Check:
     """The server's actions on the probes against what the trainer's model gave for them."""
     if not candidate.probes:  # only the bootstrap may have none
         return at_most("served_probes", 0.0, PROBE_TOLERANCE, n=0, note=server.target)
     try:
         snapshot, version = _snapshot(site, pending.parameters), pending.version
         served = patiently(
-            site, "probing", deadline_ms, lambda: answers(site, server, model, version, candidate.probes, snapshot)
+            site, "probing", deadline, lambda: answers(site, server, model, version, candidate.probes, snapshot)
         )
     except (FeatureError, SnapshotError) as error:
         raise Refused(str(error), "probe_encoding") from error

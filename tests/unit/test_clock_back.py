@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -72,3 +73,22 @@ def test_a_version_that_nobody_uses_is_unloaded(trying: Any) -> None:
         trying.now_ms += LEAST_DRAIN_MS
     trying.run()
     assert 2 not in trying.served_versions()
+
+
+def test_a_load_is_waited_for_no_longer(world: Any) -> None:
+    """Nothing is published meanwhile, of no policy."""
+    world.bootstrap()
+    world.candidate(50, bias=1.2)
+    world.server.loading = {2}
+    waited, stop = 0, threading.Event()
+
+    def wait(seconds: float) -> bool:
+        nonlocal waited
+        waited += 1
+        if waited == 3:
+            put_back(world)
+        return waited > 2_000
+
+    stop.wait = wait
+    world.now_ms += 2 * DAY_MS
+    assert world.run(stop=stop).refused == {"load_timeout": 1}
