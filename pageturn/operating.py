@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from pageturn.options import FILE, FOLDER, TARGET, options, stop_signal
+from pipeline.errors import PageturnError
 
 if TYPE_CHECKING:
     from model_export.evaluation.evidence import Evidence
     from model_export.status import PolicyStatus
     from pageturn.run import Run
     from pageturn.supervisor import PartEvent
+    from pipeline.stores.store import KeyValueStore
     from pipeline.streaming.counts import Counts
 
 
@@ -157,7 +159,8 @@ def dashboard(folder: Path | None, port: int) -> None:
 
 @click.command()
 @click.argument("what", type=click.Choice(["off", "on", "freeze", "pin", "release", "rollback"]))
-@click.argument("policy")
+@click.argument("policies", metavar="[POLICY]...", nargs=-1)
+@click.option("--all", "everyone", is_flag=True, help="All learned policies of the config.")
 @options("run")
 @click.option("--config", "config_path", type=FILE, help="Feature config (YAML); with --store, no run.")
 @click.option("--store", "store_url", help="Key-value store: sqlite:///file or redis://...")
@@ -170,16 +173,17 @@ def dashboard(folder: Path | None, port: int) -> None:
 @click.option("--as-it-is", is_flag=True, help="release: also what a trainer makes that could not go back.")
 def switch(
     what: str,
-    policy: str,
+    policies: tuple[str, ...],
+    everyone: bool,
     folder: Path | None,
     config_path: Path | None,
     store_url: str | None,
     version: int | None,
     as_it_is: bool,
 ) -> None:
-    """Take a policy off or back, or hold its publishing.
+    """Take policies off or back, or hold their publishing.
 
-    off: its users get the baseline, within a second or two, until `on`. freeze: no candidate is published until
+    off: a policy's users get the baseline, within a second or two, until `on`. freeze: no candidate is published until
     `release`. pin: a version serves, and no other until `release`, whatever is found out about it; the trainer goes on,
     and what it makes is checked and kept. rollback: an earlier version serves again, frozen, and the trainer goes on
     from what it was when it made that one; nothing that it made since is published any more.
@@ -189,32 +193,50 @@ def switch(
         if is_given and what not in belongs:
             message = f"{option} belongs to {' and '.join(belongs)}, found {what}"
             raise click.UsageError(message)
-    from model_export import switches
+    if everyone == bool(policies):
+        message = f"expected policies or --all, found {'both' if everyone else 'neither'}"
+        raise click.UsageError(message)
+    if version is not None and (everyone or len(policies) > 1):
+        message = "--to: versions are counted policy by policy; expected one policy"
+        raise click.UsageError(message)
     from pipeline.config.reading import load_config
     from pipeline.stores.opening import open_store
 
     config_path, store_url = _whose(folder, config_path, store_url)
     feature_config = load_config(config_path)
     learned = feature_config.learned_policies()
-    if policy not in learned:
-        message = f"{config_path}: no learned policy {policy!r}; expected one of {', '.join(learned)}"
-        raise click.ClickException(message)
-    prefix, told = feature_config.kv_prefix, what
+    for policy in policies:
+        if policy not in learned:
+            message = f"{config_path}: no learned policy {policy!r}; expected one of {', '.join(learned)}"
+            raise click.ClickException(message)
+    failed: list[PageturnError] = []
     with closing(open_store(store_url)) as store:
-        if what in ("off", "on"):
-            switches.set_off(store, prefix, (policy,), what == "off")
-        elif what == "rollback":
-            left, now = switches.roll_back(store, prefix, policy, version)
-            told = f"rolled back from version {left.version} to {now.version}, and frozen; its trainer goes back, too"
-        elif what == "pin":
-            told = f"pinned to version {switches.pin(store, prefix, policy, version).version}"
-        elif what == "freeze":
-            switches.freeze(store, prefix, policy)
-            told = "frozen"
-        else:
-            switches.release(store, prefix, policy, as_it_is=as_it_is)
-            told = "released"
-    click.echo(f"{policy}: {told}")
+        for policy in learned if everyone else policies:
+            try:
+                click.echo(f"{policy}: {_switched(store, feature_config.kv_prefix, what, policy, version, as_it_is)}")
+            except PageturnError as error:  # the others are switched all the same
+                failed.append(error)
+    if failed:
+        raise click.ClickException("\n".join(map(str, failed)))
+
+
+def _switched(store: KeyValueStore, prefix: str, what: str, policy: str, version: int | None, as_it_is: bool) -> str:
+    """What was done to it. Raises: SwitchError, StoreError."""
+    from model_export import switches
+
+    if what in ("off", "on"):
+        switches.set_off(store, prefix, (policy,), what == "off")
+        return what
+    if what == "rollback":
+        left, now = switches.roll_back(store, prefix, policy, version)
+        return f"rolled back from version {left.version} to {now.version}, and frozen; its trainer goes back, too"
+    if what == "pin":
+        return f"pinned to version {switches.pin(store, prefix, policy, version).version}"
+    if what == "freeze":
+        switches.freeze(store, prefix, policy)
+        return "frozen"
+    switches.release(store, prefix, policy, as_it_is=as_it_is)
+    return "released"
 
 
 def _whose(folder: Path | None, config_path: Path | None, store_url: str | None) -> tuple[Path, str]:

@@ -202,6 +202,9 @@ MISTAKES = {
         f"status {GOOD} {STORE}", "expected --config, --store and --models together, or --run", USAGE
     ),
     "a switch of half a loop": Mistake(f"switch off rl_a {GOOD}", "expected --config and --store together, or", USAGE),
+    "a switch of nobody": Mistake(f"switch off {GOOD} {STORE}", "expected policies or --all, found neither", USAGE),
+    "a switch of all and one": Mistake(f"switch off rl_a --all {GOOD} {STORE}", "or --all, found both", USAGE),
+    "one version of all": Mistake(f"switch pin --all --to 2 {GOOD} {STORE}", "--to: .* expected one policy", USAGE),
     "a switch of a run that is down": Mistake("switch off rl_a --run @/down", "@/down: is not up; `pageturn up --run"),
     # the command line itself
     "no such command": Mistake("strem", "No such command 'strem'. Did you mean 'stream'", USAGE),
@@ -309,6 +312,19 @@ def test_switches_reach_the_pointer_of_one_policy(place: Path) -> None:
     assert switched("rollback") == Pointer(stable=old, previous=new, frozen=True, back=back)
     assert read_pointers(store, "ebn", ("rl_b",))["rl_b"] == Pointer()
     store.close()
+
+
+def test_one_command_switches_all_policies_and_one_that_cannot_keeps_no_other(place: Path) -> None:
+    with closing(open_store(f"sqlite:///{place}/store.db")) as store:
+        result = run(place, f"switch off --all {GOOD} {STORE}")
+        assert (result.exit_code, result.output) == (0, "rl_a: off\nrl_b: off\n")
+        assert all(pointer.off for pointer in read_pointers(store, "ebn", ("rl_a", "rl_b")).values())
+        change_pointer(store, "ebn", "rl_b", lambda _: Pointer(stable=Served(1, "a")))
+        result = run(place, f"switch pin rl_a rl_b {GOOD} {STORE}")
+        assert result.exit_code == 1
+        assert "rl_b: pinned to version 1" in result.output
+        assert "policy 'rl_a': expected a version to pin" in result.output
+        assert read_pointers(store, "ebn", ("rl_b",))["rl_b"].pinned
 
 
 def test_a_switch_finds_the_store_of_a_run_that_is_up(place: Path) -> None:
