@@ -99,6 +99,16 @@ def test_after_failures_in_a_row_it_is_left_alone_until_one_call_is_answered():
     assert (metrics.total("breaker_opened"), metrics.total("breaker_open")) == (1, 0)
 
 
+def test_an_attempt_that_opens_it_and_the_call_that_is_let_through_are_not_repeated():
+    server = Server([Unavailable("gone")] * 10)
+    call = guarded(server)
+    assert [ends(call) for _ in range(2)] == ["Unavailable"] * 2  # two attempts, and one
+    assert len(server.timeouts) == LIMIT
+    server.now_s += PAUSE_S
+    assert ends(call) == "Unavailable"
+    assert len(server.timeouts) == LIMIT + 1
+
+
 def test_while_it_is_open_one_call_per_pause_is_let_through():
     server = Server()
     breaker = Breaker(1, PAUSE_S, server.monotonic)
