@@ -3,8 +3,9 @@
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
 ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
             operator has looked, and a new epoch begins; a pinned version stays
-superseded  the buckets were given other slots, so the units before are not to be weighed with those after; a new epoch
-            begins, and nothing else happens
+superseded  the buckets were given other slots, so the units before are not to be weighed with those after; or the clock
+            was put back to before the epoch began, so no page would be in it for as long; a new epoch begins, and
+            nothing else happens
 
 Every conclusion is a verdict, on the candidate "epoch-<number>", with all numbers; how things stand meanwhile is in
 <models>/evidence.json. All of it can be made again from the log: a controller that takes over reads it anew.
@@ -97,30 +98,38 @@ class Certifier:
             if policy.pointer.stable is not None and policy.epoch is None:
                 past = (n for n in count(1) if verdicts.verdict_on(name, _name(n)) is None)
                 state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, next(past))))
-            state, verdict = self._reassigned(verdicts, state, name)
+            state, verdict = self._superseded(verdicts, state, name)
             drawn += [verdict] if verdict else []
         return state, drawn
 
     def _epoch(self, policy: str, number: int) -> Epoch:
         return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy))
 
-    def _reassigned(self, verdicts: VerdictLog, state: DesiredState, name: str) -> tuple[DesiredState, Verdict | None]:
-        """Where buckets have other slots than they had, nothing can be concluded from the epoch that has begun. What a
-        crash has left of one that was concluded is done all the same: see `_conclude`."""
-        epoch, verdict = state.policies[name].epoch, None
-        if epoch is None or epoch.assigned == assigned(self._site.config, name):
+    def _superseded(self, verdicts: VerdictLog, state: DesiredState, name: str) -> tuple[DesiredState, Verdict | None]:
+        """An epoch from which nothing can be concluded is followed by another. What a crash has left of one that was
+        concluded is done all the same: see `_conclude`."""
+        epoch = state.policies[name].epoch
+        if epoch is None or verdicts.verdict_on(name, _name(epoch.number)) is not None:
             return state, None
-        if verdicts.verdict_on(name, _name(epoch.number)) is not None:
-            return state, None
-        if epoch.assigned is None:
+        if epoch.assigned is None:  # written by a build that did not note it
             epoch = replace(epoch, assigned=assigned(self._site.config, name))
-        else:
-            detail = "its buckets, or the baseline's, have other slots than when it began"
-            draft = Verdict(_name(epoch.number), name, "bucket", "superseded", "buckets", detail)
-            verdict = record(self._site, verdicts, draft)
-            self._site.on_step(name, "superseded")
-            epoch = self._epoch(name, epoch.number + 1)
+            return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), None
+        why = self._why_superseded(epoch, name)
+        if why is None:
+            return state, None
+        verdict = record(self._site, verdicts, Verdict(_name(epoch.number), name, "bucket", "superseded", *why))
+        self._site.on_step(name, "superseded")
+        epoch = self._epoch(name, epoch.number + 1)
         return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), verdict
+
+    def _why_superseded(self, epoch: Epoch, name: str) -> tuple[str, str] | None:
+        """Reason and detail."""
+        if epoch.assigned != assigned(self._site.config, name):
+            return "buckets", "its buckets, or the baseline's, have other slots than when it began"
+        ahead_ms = epoch.started_ms - self._site.clock_ms()
+        if ahead_ms > self._site.config.stream.clock_skew:
+            return "clock", f"the clock was put back: the epoch would begin in {ahead_ms / 1000:.0f} s"
+        return None
 
     def _open(self, state: DesiredState) -> None:
         """A case for every epoch. One that began before what was read needs all of it: the log is read again."""

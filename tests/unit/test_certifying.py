@@ -270,6 +270,32 @@ def test_a_crash_while_an_epoch_is_given_up_gives_up_one(feed: Feed) -> None:
     assert feed.epoch().number == 2
 
 
+def begins(feed: Feed, ahead_ms: int) -> None:
+    """The open epoch, by a clock that was ahead by so much."""
+    path, started_ms = feed.world.models / "desired.json", feed.epoch().started_ms
+    path.write_text(path.read_text().replace(f"{started_ms}", f"{feed.world.now_ms + ahead_ms}"))
+    assert feed.epoch().started_ms == feed.world.now_ms + ahead_ms
+
+
+def test_a_clock_that_is_put_back_begins_an_epoch_that_has_pages(feed: Feed) -> None:
+    version = published(feed, 1_000)
+    begins(feed, ahead_ms=24 * 3_600_000)
+    assert feed.run().concluded == {"superseded": 1}
+    (verdict,) = feed.conclusions()
+    assert (verdict.candidate, verdict.reason) == ("epoch-1", "clock")
+    assert feed.epoch().started_ms <= feed.world.now_ms
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+    assert feed.world.desired().policies["rl"].certified.version == version
+
+
+def test_a_clock_that_is_put_back_by_less_than_clocks_differ_ends_no_epoch(feed: Feed) -> None:
+    feed.world.config = replace(feed.world.config, stream=replace(feed.world.config.stream, clock_skew=500_000))
+    begins(feed, ahead_ms=400_000)
+    assert feed.run().concluded == {}
+    assert feed.epoch().number == 1
+
+
 def test_an_epoch_of_before_that_was_kept_goes_on(feed: Feed) -> None:
     begun = feed.epoch()
     path = feed.world.models / "desired.json"
