@@ -92,6 +92,8 @@ def test_a_module_is_there_and_has_the_options(shown: Shown) -> None:
     assert spec.origin is not None
     path = Path(spec.origin)
     source = (path.with_name("__main__.py") if path.name == "__init__.py" else path).read_text()
+    if "from benchmarks.telling import parser" in source:
+        source += (ROOT / "benchmarks/telling.py").read_text()
     missing_options = [
         word for word in shown.words[3:] if word.startswith("--") and word != "--help" and f'"{word}"' not in source
     ]
