@@ -24,6 +24,7 @@ import numpy as np
 import redis
 from msgspec import Struct
 
+from benchmarks.awake import cores
 from benchmarks.serving_load import Times
 from benchmarks.serving_place import redis_server
 from benchmarks.shares import BenchmarkError
@@ -40,6 +41,16 @@ IN_MEMORY = 200_000  # vectors of an agent, as `AgentSettings` has it
 BYTES_PER_ITEM, READ_MS = 270.0, 0.5  # the bars
 
 
+class Reads(Struct, frozen=True):
+    """Of 200 vectors."""
+
+    awake: bool  # whether cores were kept from halting between reads
+    bare: Times  # an MGET by hiredis over a socket: what Redis and the machine take
+    mget: Times  # all from Redis
+    through_memory: Times
+    from_memory: float  # share of the last that needed no Redis
+
+
 class Result(Struct, frozen=True):
     items: int
     bytes_per_item: float  # of Redis's own count
@@ -47,10 +58,7 @@ class Result(Struct, frozen=True):
     loaded_per_s: float
     delta_items: int  # new ones, to a table that is loaded
     delta_per_s: float
-    bare: Times  # of the same MGET by hiredis over a socket: what Redis and the machine take
-    mget: Times  # of 200 vectors, all from Redis
-    through_memory: Times  # of 200 vectors
-    from_memory: float  # share of these that needed no Redis
+    reads: tuple[Reads, ...]
 
 
 def measure(items: int, reads: int) -> Result:
@@ -69,7 +77,8 @@ def measure(items: int, reads: int) -> Result:
         delta = items // 100
         delta_s, added = _timed(lambda: _load(store, items, items + delta))
         assert added.added == delta
-        bare, mget, through, from_memory = _reads(url, store, _pages(items, WARM + reads))
+        pages = _pages(items, WARM + reads)
+        found = [_reads(url, store, pages, awake=awake) for awake in (False, True)]
     return Result(
         items=items,
         bytes_per_item=round((full["used_memory"] - empty["used_memory"]) / items, 1),
@@ -77,10 +86,7 @@ def measure(items: int, reads: int) -> Result:
         loaded_per_s=round(items / loaded_s),
         delta_items=delta,
         delta_per_s=round(delta / delta_s),
-        bare=bare,
-        mget=mget,
-        through_memory=through,
-        from_memory=from_memory,
+        reads=tuple(found),
     )
 
 
@@ -116,9 +122,9 @@ def _portions(first: int, end: int) -> Iterator[Portion]:
         yield Portion(ids, rng.standard_normal((len(ids), DIM), np.float32))
 
 
-def _reads(url: str, store: KeyValueStore, pages: Sequence[Sequence[str]]) -> tuple[Times, Times, Times, float]:
-    """The three ways of reading in turn, so that what else the machine does meets them alike; and the share of vectors
-    that memory had. Each way reads each page once, a third of them before the next does: Redis's caches are as cold."""
+def _reads(url: str, store: KeyValueStore, pages: Sequence[Sequence[str]], *, awake: bool) -> Reads:
+    """The three ways in turn, so that what else the machine does meets them alike. Each reads each page once, a third
+    of them before the next does: what Redis touches is as cold."""
     fetched = [0]
 
     def count(table: str, ids: int) -> None:
@@ -129,7 +135,7 @@ def _reads(url: str, store: KeyValueStore, pages: Sequence[Sequence[str]]) -> tu
     for ids in pages[:WARM]:
         through.vectors(TABLE, EPOCH, ids)
     fetched[0], asked = 0, pages[WARM:]
-    with closing(socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))) as connection:
+    with closing(socket.create_connection(_address(url))) as connection, cores(awake=awake):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stem = vector_key(PREFIX, TABLE, EPOCH, "")
         ways = (
@@ -143,7 +149,11 @@ def _reads(url: str, store: KeyValueStore, pages: Sequence[Sequence[str]]) -> tu
                 ids = asked[(number + way * len(asked) // len(ways)) % len(asked)]
                 spent.append(_timed(partial(read, ids))[0])
     bare, mget, memory = map(Times.of, seconds)
-    return bare, mget, memory, round(1 - fetched[0] / sum(map(len, asked)), 3)
+    return Reads(awake, bare, mget, memory, round(1 - fetched[0] / sum(map(len, asked)), 3))
+
+
+def _address(url: str) -> tuple[str | None, int | None]:
+    return urlsplit(url).hostname, urlsplit(url).port
 
 
 def _mget(connection: socket.socket, stem: str, ids: Sequence[str]) -> None:
@@ -177,12 +187,17 @@ def table(result: Result) -> str:
         ("resident", f"{result.resident_bytes_per_item} bytes per item"),
         ("load", f"{result.loaded_per_s:,} per s"),
         ("delta", f"{result.delta_per_s:,} per s, {result.delta_items:,} new ones"),
-        (f"{READ} vectors, bare", f"p50 {result.bare.p50} ms, p99 {result.bare.p99} ms"),
-        (f"{READ} vectors, MGET", f"p50 {result.mget.p50} ms (bar {READ_MS}), p99 {result.mget.p99} ms"),
-        (f"{READ} vectors, memory", f"p50 {result.through_memory.p50} ms, p99 {result.through_memory.p99} ms"),
-        ("from memory", f"{100 * result.from_memory:.1f} %"),
+        *(row for reads in result.reads for row in _rows(reads)),
     ]
     return "\n".join(f"{name:22} {value}" for name, value in rows)
+
+
+def _rows(reads: Reads) -> Iterator[tuple[str, str]]:
+    yield "", "cores kept awake:" if reads.awake else "cores left alone:"
+    yield f"{READ} vectors, bare", f"p50 {reads.bare.p50} ms, p99 {reads.bare.p99} ms"
+    yield f"{READ} vectors, MGET", f"p50 {reads.mget.p50} ms (bar {READ_MS}), p99 {reads.mget.p99} ms"
+    yield f"{READ} vectors, memory", f"p50 {reads.through_memory.p50} ms, p99 {reads.through_memory.p99} ms"
+    yield "from memory", f"{100 * reads.from_memory:.1f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

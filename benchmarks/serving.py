@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
+from benchmarks.awake import cores
 from benchmarks.serving_load import Decide, Load, Times, load
 from benchmarks.serving_place import Place, agent_process, pages, place, tour
 from benchmarks.serving_swaps import Swaps, swaps
@@ -49,6 +50,7 @@ class Alone(Struct, frozen=True):
     """One caller, whose calls take turns with bare Predict calls of the same tensors."""
 
     form: str
+    awake: bool  # whether cores were kept from halting between calls
     bare: Times
     decide: Times
     added_p50: float  # ms
@@ -65,11 +67,11 @@ class Result(Struct, frozen=True):
 # One caller --------------------------------------------------------------------------------------------------------
 
 
-def alone(place: Place, form: str, decide: Decide, calls: int) -> Alone:
+def alone(place: Place, form: str, decide: Decide, calls: int, *, awake: bool) -> Alone:
     bare = BarePredict(place)
-    asked = pages(place.config, 1)
+    asked = pages(place.config, 1 + awake)
     seconds: dict[str, list[float]] = {"bare": [], "decide": []}
-    with closing(bare):
+    with closing(bare), cores(awake=awake):
         for page in tour(place.config):
             decide(page)
         for number in range(WARM + calls):
@@ -82,7 +84,7 @@ def alone(place: Place, form: str, decide: Decide, calls: int) -> Alone:
                     seconds[name].append(time.perf_counter() - began)
     found = {name: Times.of(each) for name, each in seconds.items()}
     added = 1e3 * (statistics.median(seconds["decide"]) - statistics.median(seconds["bare"]))
-    return Alone(form, found["bare"], found["decide"], round(added, 3))
+    return Alone(form, awake, found["bare"], found["decide"], round(added, 3))
 
 
 class BarePredict:
@@ -121,7 +123,8 @@ def measure(calls: int, seconds: float, versions: int) -> Result:
         loads: list[Load] = []
         for form, running in ((LIBRARY, _library), (SERVICE, _service)):
             with running(made) as (decide, pid):
-                found.append(alone(made, form, lambda page, ask=decide: ask(page, ALONE_S), calls))
+                for awake in (False, True):
+                    found.append(alone(made, form, lambda page, ask=decide: ask(page, ALONE_S), calls, awake=awake))
                 say(f"{form}: one caller measured")
                 together = partial(_together, decide)
                 loads += [load(made, form, together, clients, seconds, pid) for clients in CLIENTS]
@@ -158,10 +161,11 @@ def _service(place: Place) -> Iterator[tuple[Ask, int]]:
 
 def table(result: Result) -> str:
     lines = [f"model server: {result.server}; {result.cores} cores", ""]
-    lines.append(f"{'one caller (ms)':16} {'bare p50':>9} {'bare p99':>9} {'p50':>9} {'p99':>9} {'added p50':>10}")
+    lines.append(f"{'one caller (ms)':19} {'bare p50':>9} {'bare p99':>9} {'p50':>9} {'p99':>9} {'added p50':>10}")
     for row in result.alone:
         cells = (row.bare.p50, row.bare.p99, row.decide.p50, row.decide.p99)
-        lines.append(f"{row.form:16} " + " ".join(f"{x:9.3f}" for x in cells) + f" {row.added_p50:10.3f}")
+        form = f"{row.form}, awake" if row.awake else row.form
+        lines.append(f"{form:19} " + " ".join(f"{x:9.3f}" for x in cells) + f" {row.added_p50:10.3f}")
     lines += ["", f"{'clients':16} {'':4} {'p50':>9} {'p99':>9} {'per s':>9} {'per core':>9} {'no policy':>10}"]
     for each in result.loads:
         times = f"{each.decide.p50:9.3f} {each.decide.p99:9.3f}"

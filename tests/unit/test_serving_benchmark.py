@@ -62,11 +62,12 @@ class Nothing:
 def test_the_tables_say_what_was_counted():
     swaps = Swaps(21, 5_000, 0, {"timeout": 3}, 0, 0, TIMES, TIMES, (1.0, 0.9, 1.1))
     loads = (Load("library", 8, TIMES, 800.0, 900.0, 3),)
-    alone = (serving.Alone("library", TIMES, TIMES, 0.5),)
+    alone = (serving.Alone("library", True, TIMES, TIMES, 0.5),)
     told = serving.table(serving.Result("stand-in", 2, alone, loads, swaps))
     assert "21 versions while 5000 pages were decided: 0 failed" in told
     assert "3 by the baseline for trouble {'timeout': 3}, 0 mixed" in told
-    times = TIMES, TIMES, TIMES
-    vectors = embeddings.table(embeddings.Result(10_000_000, 260.0, 265.0, 70_000, 100_000, 90_000, *times, 0.9))
+    reads = embeddings.Reads(True, TIMES, TIMES, TIMES, 0.9)
+    vectors = embeddings.table(embeddings.Result(10_000_000, 260.0, 265.0, 70_000, 100_000, 90_000, (reads,)))
     assert "260.0 (bar 270); 2.60 GB" in vectors
     assert "90.0 %" in vectors
+    assert "kept awake" in vectors
