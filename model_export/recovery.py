@@ -19,6 +19,7 @@ from model_export.verdicts import VerdictLog
 from pipeline.stores.published import (
     Pointer,
     Served,
+    candidates_key,
     change_pointer,
     decode_record,
     parameters_key,
@@ -93,34 +94,51 @@ def _of_this_volume(site: Site, verdicts: VerdictLog, state: DesiredState) -> De
     for name, policy in state.policies.items():
         now, seen = pointers[name], policy.pointer
         pointer = seen if _was_lost(now, seen) else now
-        if pointer.stable is None or _is_there(site, policy, pointer.stable):
-            continue
-        known = _readable(site, policy.model_name)
-        instead = _last_served(verdicts, name, known)
-        _LOG.error("%s: version %d is not on this volume; instead: %s", name, pointer.stable.version, instead)
-        changed = _repointed(site, name, instead)
-        certified = policy.certified if policy.certified and _is_there(site, policy, policy.certified) else instead
-        used = [served.version for served in (pointer.stable, pointer.previous, pointer.canary) if served]
-        policy = replace(
-            policy,
-            next_version=max(policy.next_version, 1 + max(used)),
-            certified=certified,
-            loaded=tuple(entry for entry in policy.loaded if entry.version in known),
-            pending=None,
-            turn=None,
-        )
-        state = site.write(state, name, follow(policy, changed, site.clock_ms()))
+        named = [served for served in (pointer.stable, pointer.previous, pointer.canary) if served]
+        used = [*_told(site, name), *(served.version for served in named)]
+        policy = replace(policy, next_version=max(policy.next_version, 1 + max(used, default=0)))
+        if not all(_is_there(site, policy, served) for served in named):
+            policy = _without_what_is_gone(site, verdicts, name, policy, pointer)
+        state = site.write(state, name, policy)
     return state
+
+
+def _without_what_is_gone(
+    site: Site, verdicts: VerdictLog, name: str, policy: PolicyState, pointer: Pointer
+) -> PolicyState:
+    known = _readable(site, policy.model_name)
+    policy = replace(policy, loaded=tuple(entry for entry in policy.loaded if entry.version in known))
+    instead, stable = pointer.stable, pointer.stable
+    if stable is not None and not _is_there(site, policy, stable):
+        instead = _last_served(verdicts, name, known)
+        _LOG.error("%s: version %d is not on this volume; instead: %s", name, stable.version, instead)
+        certified = policy.certified if policy.certified and _is_there(site, policy, policy.certified) else instead
+        policy = replace(policy, certified=certified, pending=None, turn=None)
+    return follow(policy, _repointed(site, name, policy, instead), site.clock_ms())
+
+
+def _told(site: Site, name: str) -> list[int]:
+    """Versions that were kept when operators were last told of them: also those that the pointer names no more."""
+    try:
+        return list(msgspec.json.decode(site.store.get(candidates_key(site.prefix, name)) or b"{}", type=dict[int, str]))
+    except msgspec.DecodeError:
+        return []  # it is written anew
 
 
 def _is_there(site: Site, policy: PolicyState, served: Served) -> bool:
     return volume.folder_of(site.models, policy.model_name, served.version).exists()
 
 
-def _repointed(site: Site, name: str, to: Served | None) -> Pointer:
+def _repointed(site: Site, name: str, policy: PolicyState, to: Served | None) -> Pointer:
+    def there(served: Served | None) -> Served | None:
+        return served if served and _is_there(site, policy, served) else None
+
     def repointed(now: Pointer) -> Pointer:
-        site.own(now)
-        return replace(now, stable=to, previous=None, canary=None, share=0.0, pinned=False)
+        kept = _restored(site, _claimed(site, now), policy.pointer)
+        if there(kept.stable) is None:
+            return replace(kept, stable=to, previous=None, canary=None, share=0.0, pinned=False)
+        canary = there(kept.canary)
+        return replace(kept, previous=there(kept.previous), canary=canary, share=kept.share if canary else 0.0)
 
     return change_pointer(site.store, site.prefix, name, repointed)[1]
 
@@ -186,16 +204,16 @@ def _was_lost(now: Pointer | None, last_seen: Pointer) -> bool:
 
 
 def _restore_pointer(site: Site, policy: str, last_seen: Pointer) -> Pointer:
-    """What operators have switched since then stays switched."""
     site.lease.check()
+    return change_pointer(site.store, site.prefix, policy, lambda now: _restored(site, now, last_seen))[1]
 
-    def restored(now: Pointer) -> Pointer:
-        if not _was_lost(now, last_seen):
-            return now
-        off, frozen = now.off or last_seen.off, now.frozen or last_seen.frozen
-        return replace(last_seen, off=off, frozen=frozen, fence=site.lease.token)
 
-    return change_pointer(site.store, site.prefix, policy, restored)[1]
+def _restored(site: Site, now: Pointer, last_seen: Pointer) -> Pointer:
+    """What operators have switched since then stays switched."""
+    if not _was_lost(now, last_seen):
+        return now
+    off, frozen = now.off or last_seen.off, now.frozen or last_seen.frozen
+    return replace(last_seen, off=off, frozen=frozen, fence=site.lease.token)
 
 
 def _restore_records(site: Site, name: str, policy: PolicyState, *, thorough: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_export.switches import set_off
+from model_export.switches import release, roll_back, set_off
 from pipeline.stores.published import read_pointers
 from tests.unit.test_publisher import assert_nothing_half
 
@@ -105,3 +105,31 @@ def test_without_its_list_too(served: Any, tmp_path: Any) -> None:
     assert read_pointers(served.store, "fd", ("rl",))["rl"].previous is None
     assert served.desired().policies["rl"].next_version == 5
     assert_nothing_half(served)
+
+
+def test_numbers_are_not_used_again_where_the_copy_has_what_serves(served: Any, tmp_path: Any) -> None:
+    """Servers may still have the versions that were loaded under them, and `rollback` would go there."""
+    shutil.copytree(served.models, tmp_path / "copy")
+    for transitions in (140, 170):
+        publish(served, transitions, 1.3)
+    roll_back(served.store, "fd", "rl")
+    roll_back(served.store, "fd", "rl", to=4)
+    served.run()
+    assert (served.pointer().stable.version, served.pointer().previous.version) == (4, 5)
+    lose(served)
+    shutil.copytree(tmp_path / "copy", served.models, dirs_exist_ok=True)
+    served.run()
+    assert (served.pointer().stable.version, served.pointer().previous) == (4, None)
+    assert_nothing_half(served)
+    release(served.store, "fd", "rl", as_it_is=True)
+    publish(served, 300, 1.3)
+    assert served.pointer().stable.version == 7
+
+
+def test_a_kill_switch_that_the_store_has_lost_as_well_stays(served: Any) -> None:
+    set_off(served.store, "fd", ("rl",), True)
+    served.run()
+    shutil.rmtree(served.models / "feed_rl" / "4")
+    served.store.delete_many(served.store.keys(""))
+    served.run()
+    assert (served.pointer().stable.version, served.pointer().off) == (3, True)
