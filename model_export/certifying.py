@@ -188,7 +188,7 @@ class Certifier:
             # Where that is what serves, its exploration is what costs: nothing else is left to take back but the policy
             # itself, which is for an operator to decide.
             assert changed.certified is not None  # since the first version
-            changed = replace(changed, pointer=send_back(self._site, policy, changed.certified))
+            changed = replace(changed, pointer=send_back(self._site, policy, changed.pointer, changed.certified))
         changed = replace(changed, epoch=self._epoch(policy, case.epoch.number + 1))
         return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
 

@@ -84,7 +84,7 @@ def resume(
             checks = serve_and_probe(site, state.policies[policy].model_name, pending, candidate, policy)
             trace = _traced(draft.trace, asked_ms, site.clock_ms())
             draft = replace(draft, checks=(*draft.checks, *checks), trace=trace)
-            pointer = _flip(site, policy, pending, candidate)
+            pointer = _flip(site, policy, state.policies[policy].pointer, pending, candidate)
             _observe(site, policy, candidate, trace, tried=pointer.canary is not None)
     except NotPublished as why:
         return _withdrawn(site, verdicts, state, policy, why)
@@ -188,7 +188,7 @@ def _flipped_pointer(site: Site, policy: str, pending: Pending) -> Pointer | Non
     return pointer if served in (pointer.stable, pointer.previous, pointer.canary) else None
 
 
-def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Pointer:
+def _flip(site: Site, policy: str, last_seen: Pointer, pending: Pending, candidate: Candidate) -> Pointer:
     """The version's record, then the pointer; what operators have set on it stays. Raises: Kept, LeaseLost."""
     served = Served(pending.version, pending.parameters)
     site.lease.check()
@@ -196,7 +196,7 @@ def _flip(site: Site, policy: str, pending: Pending, candidate: Candidate) -> Po
     site.lease.put(record_key, msgspec.json.encode(version_record(candidate, pending.version)))
 
     def point(now: Pointer) -> Pointer:
-        site.own(now)
+        site.own(now, last_seen)
         if now.frozen and now.stable is not None:
             held = "pinned" if now.pinned else "frozen"
             message = f"the policy was {held} while the version was loading"

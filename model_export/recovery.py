@@ -14,7 +14,7 @@ from model_export.candidate import PARAMETERS, Candidate, CandidateError
 from model_export.desired import DesiredState, PolicyState, follow, read_desired, write_desired
 from model_export.publisher import version_record
 from model_export.sending_back import tell_candidates
-from model_export.site import Site, VolumeError
+from model_export.site import Site, VolumeError, was_lost
 from model_export.verdicts import VerdictLog
 from pipeline.stores.published import (
     Pointer,
@@ -58,7 +58,7 @@ def keep_in_step(site: Site, verdicts: VerdictLog, state: DesiredState, *, thoro
     lost = []
     for name, policy in state.policies.items():
         pointer = _pointer(site, name)
-        if _was_lost(pointer, policy.pointer):
+        if was_lost(pointer, policy.pointer):
             site.lease.confirm()  # all or nothing is filled again: half of it would no longer look lost
             lost.append(name)
             pointer = _restore_pointer(site, name, policy.pointer)
@@ -93,7 +93,7 @@ def _of_this_volume(site: Site, verdicts: VerdictLog, state: DesiredState) -> De
     pointers = read_pointers(site.store, site.prefix, tuple(state.policies))
     for name, policy in state.policies.items():
         now, seen = pointers[name], policy.pointer
-        pointer = seen if _was_lost(now, seen) else now
+        pointer = seen if was_lost(now, seen) else now
         named = [served for served in (pointer.stable, pointer.previous, pointer.canary) if served]
         used = [*_told(site, name), *(served.version for served in named)]
         policy = replace(policy, next_version=max(policy.next_version, 1 + max(used, default=0)))
@@ -119,8 +119,9 @@ def _without_what_is_gone(
 
 def _told(site: Site, name: str) -> list[int]:
     """Versions that were kept when operators were last told of them: also those that the pointer names no more."""
+    value = site.store.get(candidates_key(site.prefix, name))
     try:
-        return list(msgspec.json.decode(site.store.get(candidates_key(site.prefix, name)) or b"{}", type=dict[int, str]))
+        return [] if value is None else list(msgspec.json.decode(value, type=dict[int, str]))
     except msgspec.DecodeError:
         return []  # it is written anew
 
@@ -196,13 +197,6 @@ def _pointer(site: Site, policy: str) -> Pointer | None:
     return None if value is None else decode_record(key, value, Pointer)
 
 
-def _was_lost(now: Pointer | None, last_seen: Pointer) -> bool:
-    """Or changes of it, since it was last seen: of a restart, a failover, a backup."""
-    if last_seen.stable is None:
-        return False
-    return now is None or now.stable is None or 0 < now.changes < last_seen.changes
-
-
 def _restore_pointer(site: Site, policy: str, last_seen: Pointer) -> Pointer:
     site.lease.check()
     return change_pointer(site.store, site.prefix, policy, lambda now: _restored(site, now, last_seen))[1]
@@ -210,7 +204,7 @@ def _restore_pointer(site: Site, policy: str, last_seen: Pointer) -> Pointer:
 
 def _restored(site: Site, now: Pointer, last_seen: Pointer) -> Pointer:
     """What operators have switched since then stays switched."""
-    if not _was_lost(now, last_seen):
+    if not was_lost(now, last_seen):
         return now
     off, frozen = now.off or last_seen.off, now.frozen or last_seen.frozen
     return replace(last_seen, off=off, frozen=frozen, fence=site.lease.token)

@@ -41,7 +41,7 @@ def tell_candidates(site: Site, name: str, policy: PolicyState) -> None:
         site.lease.put(key, after)
 
 
-def send_back(site: Site, policy: str, to: Served, left: Served | None = None) -> Pointer:
+def send_back(site: Site, policy: str, last_seen: Pointer, to: Served, left: Served | None = None) -> Pointer:
     """Frozen, and the trainer is to go back with it; unless an operator has pinned a version, or what is `left`, if
     given, serves nobody any more.
 
@@ -50,7 +50,7 @@ def send_back(site: Site, policy: str, to: Served, left: Served | None = None) -
     candidate = _candidate(site, policy, to.version)
 
     def back(now: Pointer) -> Pointer:
-        site.own(now)
+        site.own(now, last_seen)
         if now.pinned or (left is not None and left not in (now.stable, now.canary)):
             return now
         after = sent_back(now, to, candidate or "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from model_export.desired import DesiredState, PolicyState, write_desired
 from model_export.lease import Lease
@@ -70,11 +71,23 @@ class Site:
             write_desired(self.models, after, self.served_models)
         return after
 
-    def own(self, pointer: Pointer) -> None:
+    def own(self, pointer: Pointer, last_seen: Pointer) -> None:
         """Call on a pointer before it is changed. Every pointer is claimed at the beginning of a term; one that carries
         another token is a newer holder's, or was lost since, with all that operators have switched on it.
 
         Raises: LeaseLost: the next term fills the store again first.
         """
-        if pointer.fence != self.lease.token:
+        if pointer.fence != self.lease.token or was_lost(pointer, last_seen):
             self.lease.lost()
+
+
+def was_lost(now: Pointer | None, last_seen: Pointer) -> bool:
+    """Or changes of it, since it was last seen: of a restart, a failover, a backup. As many changes as were lost may
+    have been made again, but not the same."""
+    if last_seen.stable is None:
+        return False
+    if now is None or now.stable is None:
+        return True
+    if now.changes == last_seen.changes > 0:
+        return replace(now, fence=last_seen.fence) != last_seen
+    return 0 < now.changes < last_seen.changes

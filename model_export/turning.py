@@ -54,7 +54,7 @@ def finish(site: Site, verdicts: VerdictLog, state: DesiredState, name: str) -> 
     policy, verdict = state.policies[name], None
     way = policy.turn
     assert way is not None
-    pointer = _turned(site, name, way)
+    pointer = _turned(site, name, policy.pointer, way)
     site.on_step(name, "turned")
     if _so(pointer, way):
         verdict = record(site, verdicts, way.draft)
@@ -67,12 +67,12 @@ def finish(site: Site, verdicts: VerdictLog, state: DesiredState, name: str) -> 
     return state, verdict
 
 
-def _turned(site: Site, name: str, way: Turn) -> Pointer:
+def _turned(site: Site, name: str, last_seen: Pointer, way: Turn) -> Pointer:
     if way.draft.outcome == "promoted":
-        return _change(site, name, lambda now: _promoted(now, way.to))
+        return _change(site, name, last_seen, lambda now: _promoted(now, way.to))
     if way.draft.outcome == "kept":
-        return _change(site, name, lambda now: replace(now, canary=None, share=0.0) if now.canary == way.left else now)
-    return send_back(site, name, way.to, left=way.left)
+        return _change(site, name, last_seen, lambda now: _tried_no_longer(now, way.left))
+    return send_back(site, name, last_seen, way.to, left=way.left)
 
 
 def _so(pointer: Pointer, way: Turn) -> bool:
@@ -88,9 +88,13 @@ def _promoted(now: Pointer, canary: Served) -> Pointer:
     return replace(now, stable=canary, previous=now.stable, canary=None, share=0.0)
 
 
-def _change(site: Site, name: str, change: _Change) -> Pointer:
+def _tried_no_longer(now: Pointer, canary: Served) -> Pointer:
+    return replace(now, canary=None, share=0.0) if now.canary == canary else now
+
+
+def _change(site: Site, name: str, last_seen: Pointer, change: _Change) -> Pointer:
     def fenced(now: Pointer) -> Pointer:
-        site.own(now)
+        site.own(now, last_seen)
         after = change(now)
         return now if after == now else replace(after, fence=site.lease.token)
 

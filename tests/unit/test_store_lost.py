@@ -96,7 +96,7 @@ def test_nothing_is_sent_back_on_a_pointer_that_was_lost(world: Any) -> None:
     site, _, state = world.site("one")
     empty(world)
     with pytest.raises(LeaseLost):
-        send_back(site, "rl", state.policies["rl"].certified)
+        send_back(site, "rl", state.policies["rl"].pointer, state.policies["rl"].certified)
     assert world.pointer().stable is None
 
 
@@ -160,6 +160,34 @@ def test_what_is_switched_on_an_old_pointer_stays_switched(world: Any) -> None:
     set_off(world.store, "fd", ("rl",), True)
     world.run()
     assert (world.pointer().stable.version, world.pointer().off) == (4, True)
+
+
+def test_so_it_does_where_as_many_changes_were_made_as_were_lost(world: Any) -> None:
+    world.bootstrap()
+    site, verdicts, state = world.site("one")
+    forgotten = world.store.get(POINTER)
+    set_off(world.store, "fd", ("rl",), True)
+    state = keep_in_step(site, verdicts, state)
+    world.store.put(POINTER, forgotten)
+    freeze(world.store, "fd", "rl")
+    keep_in_step(site, verdicts, state)
+    assert (world.pointer().off, world.pointer().frozen) == (True, True)
+
+
+def test_nothing_goes_out_on_a_pointer_that_a_restarted_store_has_put_back(world: Any) -> None:
+    """In the same term: it has the same fence. The kill switch would be forgotten."""
+    world.bootstrap()
+    forgotten = world.store.get(POINTER)
+
+    def forget() -> None:
+        old = replace(msgspec.json.decode(forgotten, type=Pointer), fence=world.pointer().fence)
+        world.store.put(POINTER, msgspec.json.encode(old))
+
+    set_off(world.store, "fd", ("rl",), True)
+    world.candidate(50, bias=1.2)
+    at(world, "probed", forget)
+    go_on(world)
+    assert (world.pointer().stable.version, world.pointer().off) == (2, True)
 
 
 def test_an_operator_is_not_taken_for_a_backup(world: Any) -> None:
