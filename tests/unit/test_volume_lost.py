@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model_export.switches import release, roll_back, set_off
-from pipeline.stores.published import read_pointers
+from pipeline.stores.published import candidates_key, read_candidates, read_pointers
 from tests.unit.test_publisher import assert_nothing_half
 
 
@@ -133,3 +133,9 @@ def test_a_kill_switch_that_the_store_has_lost_as_well_stays(served: Any) -> Non
     served.store.delete_many(served.store.keys(""))
     served.run()
     assert (served.pointer().stable.version, served.pointer().off) == (3, True)
+
+
+def test_a_list_of_versions_that_is_none_is_written_anew(served: Any) -> None:
+    served.store.put(candidates_key("fd", "rl"), b"?")
+    served.run()
+    assert 4 in read_candidates(served.store, "fd", ("rl",))["rl"]
