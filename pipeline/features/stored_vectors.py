@@ -105,8 +105,8 @@ _Part = tuple[str, str]  # table, epoch
 
 
 class _Recent:
-    """The vectors used last, in two generations: what is used moves into the younger one, and once that has half of the
-    capacity it takes the place of the older one, which is forgotten.
+    """The vectors used last, in two generations: what is used moves into the younger one, and where that would have
+    more than half of the capacity it takes the place of the older one first, which is forgotten.
 
     A list in the order of use would have to be mended for each id of each page, and the memory that this touches is
     most of what a page waits for. Reading takes no lock: a dict's own operations are safe for threads.
@@ -148,12 +148,12 @@ class _Recent:
         if not values or not self._half:
             return
         with self._lock:
-            young = self._young.setdefault(part, {})
-            before = len(young)
-            young.update(values)
-            self._size += len(young) - before
-            if self._size > self._half:
+            young = self._young.get(part, _NOTHING)
+            new = [(each, value) for each, value in values.items() if each not in young][-self._half :]
+            if self._size + len(new) > self._half:
                 self._old, self._young, self._size = self._young, {}, 0
+            self._young.setdefault(part, {}).update(new)
+            self._size += len(new)
 
 
 _NOTHING: dict[str, bytes] = {}

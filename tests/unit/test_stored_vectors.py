@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -105,6 +106,20 @@ def test_memory_has_room_for_so_many_and_what_came_last(store: CountingStore, cl
     last = ids[300 - capacity // 2 :]
     assert stored.cached("shop", "e1", last) == [store.values[f"fd:e:shop:e1:{each}"] for each in last]
     assert sum(stored.cached("shop", "e1", [each]) is not None for each in ids) <= capacity
+
+
+@pytest.mark.parametrize("pages", [[300], [300, 7], [20, 40], [25, 25, 24], [190, 300, 190]])
+def test_nor_do_pages_of_any_size_take_more_room(store: CountingStore, clock: Clock, pages: list[int]):
+    ids = [str(i) for i in range(sum(pages))]
+    load_vectors(store, "fd", "shop", "e1", ids, np.ones((len(ids), 2), np.float32))
+    stored, rest = StoredVectors(store, "fd", capacity=50, monotonic=clock), iter(ids)
+    for size in pages:
+        stored.vectors("shop", "e1", list(islice(rest, size)))
+    store.asked.clear()
+    stored.vectors("shop", "e1", ids)  # in one look: what is found one by one moves, and others are forgotten for it
+    asked = [key.removeprefix("fd:e:shop:e1:") for keys in store.asked for key in keys]
+    assert len(ids) - 50 <= len(asked) <= len(ids) - 25
+    assert not set(asked) & set(ids[-25:])
 
 
 def test_many_threads_read_what_is_forgotten_and_fetched_again(clock: Clock):
