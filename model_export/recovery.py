@@ -113,7 +113,8 @@ def _without_what_is_gone(
         instead = _last_served(verdicts, name, known)
         _LOG.error("%s: version %d is not on this volume; instead: %s", name, stable.version, instead)
         certified = policy.certified if policy.certified and _is_there(site, policy, policy.certified) else instead
-        policy = replace(policy, certified=certified, pending=None, turn=None)
+        epoch = policy.epoch if certified else None  # without a version to end in, it has none to judge either
+        policy = replace(policy, certified=certified, pending=None, turn=None, epoch=epoch)
     return follow(policy, _repointed(site, name, policy, instead), site.clock_ms())
 
 

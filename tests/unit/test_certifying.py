@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -268,6 +269,18 @@ def test_a_crash_while_an_epoch_is_given_up_gives_up_one(feed: Feed) -> None:
     feed.run()
     assert [verdict.outcome for verdict in feed.conclusions()] == ["superseded"]
     assert feed.epoch().number == 2
+
+
+def test_evidence_on_versions_that_are_all_lost_ends_no_controller(feed: Feed) -> None:
+    published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    for folder in (feed.world.models / "feed_rl").iterdir():
+        shutil.rmtree(folder)
+    for candidate in (feed.world.staging / "rl").iterdir():
+        shutil.rmtree(candidate)
+    assert feed.run().concluded == {}
+    assert feed.world.pointer().stable is None
+    assert feed.epoch() is None
 
 
 def begins(feed: Feed, ahead_ms: int) -> None:
