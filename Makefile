@@ -62,7 +62,7 @@ bench-classics: $(READY)
 bench-serving: $(READY)
 	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
 
-# Ten minutes, and 3 GB of memory for the Redis that it starts.
+# Two to ten minutes, and 3 GB of memory for the Redis that it starts.
 ITEMS ?= 10000000
 bench-embeddings: $(READY)
 	$(BIN)/python -m benchmarks.embeddings --items $(ITEMS) --json benchmarks/results/embeddings.json

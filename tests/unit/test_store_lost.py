@@ -126,26 +126,28 @@ def test_the_pointer_of_a_backup_is_put_right(world: Any) -> None:
     assert_nothing_half(world)
 
 
-def test_a_switch_that_a_restarted_store_forgot_is_switched_again(world: Any) -> None:
+def forgetting_a_switch(world: Any) -> tuple[Any, Any, Any]:
+    """A controller that has seen the policy off, and a store that has not any more: its site, verdicts and state."""
     world.bootstrap()
     site, verdicts, state = world.site("one")
     forgotten = world.store.get(POINTER)
     set_off(world.store, "fd", ("rl",), True)
     state = keep_in_step(site, verdicts, state)
     world.store.put(POINTER, forgotten)
+    assert not world.pointer().off
+    return site, verdicts, state
+
+
+def test_a_switch_that_a_restarted_store_forgot_is_switched_again(world: Any) -> None:
+    site, verdicts, state = forgetting_a_switch(world)
     keep_in_step(site, verdicts, state)
     assert world.pointer().off
     assert site.metrics.total("store_refilled") == 1
 
 
 def test_and_by_the_next_controller_too(world: Any) -> None:
-    world.bootstrap()
-    site, verdicts, state = world.site("one")
-    forgotten = world.store.get(POINTER)
-    set_off(world.store, "fd", ("rl",), True)
-    keep_in_step(site, verdicts, state)
+    site, _, _ = forgetting_a_switch(world)
     site.lease.release()
-    world.store.put(POINTER, forgotten)
     world.run("two")
     assert world.pointer().off
 
@@ -163,12 +165,7 @@ def test_what_is_switched_on_an_old_pointer_stays_switched(world: Any) -> None:
 
 
 def test_so_it_does_where_as_many_changes_were_made_as_were_lost(world: Any) -> None:
-    world.bootstrap()
-    site, verdicts, state = world.site("one")
-    forgotten = world.store.get(POINTER)
-    set_off(world.store, "fd", ("rl",), True)
-    state = keep_in_step(site, verdicts, state)
-    world.store.put(POINTER, forgotten)
+    site, verdicts, state = forgetting_a_switch(world)
     freeze(world.store, "fd", "rl")
     keep_in_step(site, verdicts, state)
     assert (world.pointer().off, world.pointer().frozen) == (True, True)
