@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 from pipeline.errors import PageturnError
+from pipeline.stopping import stop_on_signals
 
 
 class Commands(click.Group):
@@ -116,6 +116,5 @@ def stop_signal() -> threading.Event:
     file, if that is set: from the first turn of its loop on."""
     file = os.environ.get(HEARTBEAT)
     stop = _Heart(Path(file)) if file else threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on_signals(stop)
     return stop

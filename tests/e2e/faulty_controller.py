@@ -4,7 +4,6 @@ clock that is wrong."""
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from contextlib import closing
@@ -16,6 +15,7 @@ from pipeline.config.reading import load_config
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics, exposed
 from pipeline.serving.client import ModelServer
+from pipeline.stopping import stop_on_signals
 from pipeline.stores.opening import open_store
 
 LEASE_MS = 6_000
@@ -43,7 +43,7 @@ def control(post: Post) -> None:
             os.kill(os.getpid(), int(number))
 
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop_on_signals(stop)
     metrics = Metrics(CONTROLLER)
     with (
         closing(open_store(post.store_url)) as store,
