@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipeline.errors import PageturnError
-from pipeline.stopping import stop_on_signals
+from pipeline.signals import handle_signals
 
 
 class Commands(click.Group):
@@ -116,5 +116,5 @@ def stop_signal() -> threading.Event:
     file, if that is set: from the first turn of its loop on."""
     file = os.environ.get(HEARTBEAT)
     stop = _Heart(Path(file)) if file else threading.Event()
-    stop_on_signals(stop)
+    handle_signals(stop)
     return stop

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pageturn", "pipeline", "model_export")
 
-VOCABULARY = {"pipeline.durable", "pipeline.errors", "pipeline.records", "pipeline.stopping"}
+VOCABULARY = {"pipeline.durable", "pipeline.errors", "pipeline.records", "pipeline.signals"}
 GROUND = {
     "pipeline.config",
     "pipeline.logs",

@@ -15,7 +15,7 @@ from pipeline.config.reading import load_config
 from pipeline.monitoring.catalogue import CONTROLLER
 from pipeline.monitoring.metrics import Metrics, exposed
 from pipeline.serving.client import ModelServer
-from pipeline.stopping import stop_on_signals
+from pipeline.signals import handle_signals
 from pipeline.stores.opening import open_store
 
 LEASE_MS = 6_000
@@ -43,7 +43,7 @@ def control(post: Post) -> None:
             os.kill(os.getpid(), int(number))
 
     stop = threading.Event()
-    stop_on_signals(stop)
+    handle_signals(stop)
     metrics = Metrics(CONTROLLER)
     with (
         closing(open_store(post.store_url)) as store,

@@ -45,10 +45,15 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def await_gone(pids: list[int]) -> None:
+def await_gone(folder: Path, parts: list[PartEvent]) -> None:
+    """A part that is there for too long says where it stands, in its log."""
     deadline = time.monotonic() + PATIENCE_S
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < deadline, left
+    while left := [part for part in parts if alive(part.pid)]:
+        if time.monotonic() > deadline:
+            for part in left:
+                os.kill(part.pid, signal.SIGUSR1)
+            time.sleep(1)
+            pytest.fail("\n".join((folder / "logs" / f"{part.part}.log").read_text()[-4000:] for part in left))
         time.sleep(0.1)
 
 
@@ -104,10 +109,10 @@ def test_a_run_goes_on_where_it_was_stopped(folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="the kernel is told by setpriv, which is of Linux")
 def test_the_parts_do_not_outlive_their_supervisor(folder: Path) -> None:
-    pid, pids = open_run(folder).holder, [event.pid for event in started(folder)]
+    pid = open_run(folder).holder
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    await_gone(pids)
+    await_gone(folder, started(folder))
     assert "down" in pageturn("status", "--run", str(folder))
 
 
@@ -136,7 +141,7 @@ def test_a_demo_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number:
 
 
 def test_a_demo_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
-    words = ["--no-replay", "--store", "sqlite", "--minutes", "0.7", "--visits-per-s", "20", "--seed", "2"]
+    words = ["--no-replay", "--store", "sqlite", "--minutes", "1", "--visits-per-s", "20", "--seed", "2"]
     said = pageturn("demo", *words, "--run", str(tmp_path / "run"), "--config", str(CONFIG))
     cells = {row: re.search(rf"^ *{re.escape(row)}  +(\S+)", said, re.MULTILINE) for row in ROWS}
     assert all(cells.values()), said

@@ -18,7 +18,7 @@ from pipeline.serving import models_config, protos, tensors
 from pipeline.serving.errors import ModelsConfigError
 from pipeline.serving.standin import core, flags
 from pipeline.serving.standin.status import StatusError
-from pipeline.stopping import stop_on_signals
+from pipeline.signals import handle_signals
 
 logger = logging.getLogger("pageturn.standin")
 _HOST = "PAGETURN_STANDIN_HOST"
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     stop = threading.Event()
-    stop_on_signals(stop)
+    handle_signals(stop)
     try:
         _serve(flags.parse(arguments), stop)
     except (flags.FlagError, StartError) as error:

@@ -1,7 +1,10 @@
-"""A signal stops a process wherever its main thread is, in the middle of looking whether to stop, too."""
+"""A signal stops a process wherever its main thread is, in the middle of looking whether to stop, too; and one that
+stands still says where."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # At its first argument's line of threading.py, it sends itself the signal; it says how many lines there were.
 AT_LINE = """
 import faulthandler, os, signal, sys, threading
-from pipeline.stopping import stop_on_signals
+from pipeline.signals import handle_signals
 
 faulthandler.dump_traceback_later(30, exit=True)
 lines = 0
@@ -34,7 +37,7 @@ number = getattr(signal, sys.argv[2])
 line = 0
 while line <= lines:  # until there is no such line
     stop, lines, line = threading.Event(), 0, line + 1
-    stop_on_signals(stop)
+    handle_signals(stop)
     sys.settrace(at(line, number))
     {look}
     sys.settrace(None)
@@ -53,3 +56,36 @@ def test_a_signal_that_comes_while_it_looks_stops_it(look: str, least: int, numb
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= least
+
+
+STANDS_STILL = """
+import os, threading
+from pipeline.signals import handle_signals
+
+stop, held = threading.Event(), threading.Lock()
+handle_signals(stop)
+
+def stand():
+    held.acquire()
+
+held.acquire()
+threading.Thread(target=stand, daemon=True).start()
+print("stands", flush=True)
+stop.wait()
+"""
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_a_process_says_where_its_threads_are_and_goes_on(_: int) -> None:
+    """Of two signals at once the second often goes to another thread, which must not wait for the main one."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", STANDS_STILL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "stands\n"
+    os.kill(child.pid, signal.SIGUSR1)
+    os.kill(child.pid, signal.SIGTERM)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 0, said
+    assert "in stand\n" in said
+    assert "in <module>\n" in said
