@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -14,7 +16,7 @@ from msgspec.structs import replace
 from model_export import checks
 from model_export.candidate import Candidate, Probe
 from model_export.checks import Reference, Verdict, every_version, evidence, explain, first_failure
-from pipeline.config.reading import parse_config
+from pipeline.config.reading import load_config, parse_config
 from pipeline.config.schema import ActionDimension, Dense, FeatureConfig, Quantile, ZScore
 from pipeline.features.moments import Moments
 from pipeline.features.snapshot import Snapshot
@@ -294,3 +296,18 @@ def test_how_far_a_policy_has_moved_is_told_from_the_baseline(
 
 def test_probes_of_other_dimensions_tell_nothing() -> None:
     assert checks.moved(DIMENSIONS, candidate(probes=(Probe(State(), (1.0, 2.0)),))) is None
+
+
+def test_the_simulated_feeds_policies_may_do_what_is_best_there() -> None:
+    """Learners pass its best constant action on their way: a rule that refuses it keeps them where they began."""
+    root = Path(__file__).resolve().parents[2]
+    config = load_config(root / "feature_configs" / "simulated.yaml")
+    rows = {row["name"]: row for row in json.loads((root / "benchmarks" / "yardstick.json").read_text())["rows"]}
+    best = float(rows["best constant"]["found_by"].removeprefix("a = "))
+    assert best != config.action[0].baseline
+    for check in (
+        checks.at_bounds(config.action, [[best]], config.publish.max_at_bounds),
+        checks.total_change(config.action, [[best]], None, config.publish.max_total_change),
+        checks.step_change(config.action, [[best]], reference((1.0,)), config.publish.max_step_change)[0],
+    ):
+        assert check.passed, check
