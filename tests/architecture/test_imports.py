@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,3 +125,11 @@ def test_a_fresh_interpreter_loads_only_what_it_needs(module: str, forbidden: tu
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("package", ["model_export", "pipeline/agent", "pipeline/learning"])
+def test_a_large_package_says_where_to_find_what(package: str) -> None:
+    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    named = set(re.findall(r"[a-z_0-9]+", ast.get_docstring(tree) or ""))
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert not modules - named
