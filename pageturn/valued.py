@@ -152,6 +152,12 @@ def _decided_by(step: Step) -> tuple[int | None, str | None]:
 
 
 def of_sessions(found: Found) -> Iterator[tuple[str, Terms]]:
+    """Users are the draws of the intervals: what one does in a session says what the next will be like."""
+    users = found.gathered.sessions.users
+    return ((name, estimators.clustered(terms, users)) for name, terms in _of_sessions(found))
+
+
+def _of_sessions(found: Found) -> Iterator[tuple[str, Terms]]:
     sessions = found.gathered.sessions
     target = Target.like(sessions, found.means)
     logs, fitted = session_ratios(sessions, target), fit_q(sessions, target, found.states)
@@ -169,10 +175,12 @@ def of_pages(found: Found) -> Iterator[tuple[str, Terms]]:
     sessions: Sessions = found.gathered.sessions
     weights = page_kernel_weights(sessions, found.means, BANDWIDTH)
     fitted = fit_q(sessions, blurred(sessions, found.means, BANDWIDTH), found.states, gamma=0.0)
-    every, logged_pages = np.ones(len(weights)), (sessions.rewards, sessions.owner)
+    _, users = np.unique(np.asarray(sessions.users), return_inverse=True)
+    whose = users[sessions.owner]
+    every, logged_pages = np.ones(len(weights)), (sessions.rewards, whose)
     yield "logged", estimators.weighted_mean(every, *logged_pages)
     yield "kernel, self-normalised", estimators.weighted_self_normalised(weights, *logged_pages)
-    yield "kernel, doubly robust", estimators.weighted_doubly_robust(weights, sessions.rewards, *fitted, sessions.owner)
+    yield "kernel, doubly robust", estimators.weighted_doubly_robust(weights, sessions.rewards, *fitted, whose)
 
 
 def rows(found: Found) -> Iterator[tuple[object, ...]]:
@@ -203,6 +211,9 @@ def warnings(found: Found) -> Iterator[str]:
         if least.effective < _FEW:
             worth = f"{least.draws} {what} are worth no more than {least.effective:.1f}"
             yield f"{worth}: too few to say anything of this version, whatever the intervals say"
+    users = len(set(sessions.users))
+    if users < min(_FEW, len(sessions.names)):
+        yield f"the {len(sessions.names)} sessions are of {users} users: too few for the intervals to be believed"
     if found.gathered.fallback_share > _MANY_FALLBACKS:
         share = f"{found.gathered.fallback_share:.0%} of the sessions had a fallback and were left out"
         yield f"{share}: those that are left are not the traffic"

@@ -1,14 +1,15 @@
 """The value of a policy from what another one logged. Pure.
 
 An estimator is a table of sums per session and a function of the sums over all sessions. So the bootstrap by session
-is one matrix product, and it resamples normalisers together with what they normalise.
+is one matrix product, and it resamples normalisers together with what they normalise. Sessions of one user are alike:
+`clustered` sums them up first, and then users are what is resampled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -42,12 +43,21 @@ class OffPolicy(Struct, frozen=True):
 
 
 def estimate(terms: Terms, *, level: float = 0.95, replicates: int = 1_000, seed: int = 0) -> OffPolicy:
-    """The value with its bootstrap interval over sessions; the same for the same seed. NaN of nothing."""
+    """The value with its bootstrap interval over the rows of sums; the same for the same seed. NaN of nothing, and no
+    interval of one row, of which every resample is the same."""
     effective, draws = effective_size(terms.weights), len(terms.weights)
     if not len(terms.sums):
         return OffPolicy(math.nan, math.nan, math.nan, effective, draws)
-    low, high = interval(resampled(terms, replicates, seed), min(effective, len(terms.sums)), level)
+    low = high = math.nan
+    if len(terms.sums) > 1:
+        low, high = interval(resampled(terms, replicates, seed), min(effective, len(terms.sums)), level)
     return OffPolicy(float(terms.value(terms.sums.sum(axis=0))), low, high, effective, draws)
+
+
+def clustered(terms: Terms, members: Sequence[str]) -> Terms:
+    """With one row of sums for each cluster, a user, say; `members`: whose each row is. The value is the same."""
+    _, groups = np.unique(np.asarray(members), return_inverse=True)
+    return replace(terms, sums=_grouped(groups, *terms.sums.T))
 
 
 def interval(found: Array, effective: float, level: float) -> tuple[float, float]:
@@ -142,7 +152,7 @@ def doubly_robust_self_normalised(sessions: Sessions, logs: Array, q: Array, v: 
 
 
 def weighted_mean(weights: Array, rewards: Array, groups: Integers | None = None) -> Terms:
-    """Mean of w r. `groups`: which draws are of one session, for the bootstrap; each its own without."""
+    """Mean of w r. `groups`: which draws are of one session, or user, for the bootstrap; each its own without."""
     return Terms(_grouped(groups, weights * rewards, np.ones_like(weights)), _ratio, weights)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from model_export.evaluation.fitted import clipped_moments
+from model_export.evaluation.logged import Sessions
 from pageturn.__main__ import main
 from pageturn.retrospect import EvaluationError, Read, newest_sessions
 from pageturn.table import render
-from pageturn.valued import Found, check, look_back, rows, warnings
+from pageturn.valued import Found, check, look_back, of_pages, of_sessions, rows, warnings
 from pipeline.agent.acting import Explorer, sigma_of
 from pipeline.agent.policies import Pinner
 from pipeline.config.reading import parse_config
@@ -67,6 +69,8 @@ class Feed:
         self.explorer = Explorer(CONFIG)
         self.snapshot = Pinner(CONFIG, self.world.store, self.world.server, 1.0).pin("rl", self.stable).snapshot
 
+    user_of: Callable[[str], str] = staticmethod(lambda session: f"u{session}")
+
     def step(self, session: str, page: int, **changes) -> Step:
         name = int(session.partition("-")[2])
         ctr = 0.1 * (name % 9)
@@ -84,7 +88,9 @@ class Feed:
 
     def episode(self, session: str, steps: list[Step], rewards: str | None = None) -> Episode:
         version = rewards or reward_version(CONFIG.reward)
-        return Episode(f"{steps[0].request_id}@{version}", "u", session, tuple(steps), version, Ending.LEAVE, 0.0)
+        return Episode(
+            f"{steps[0].request_id}@{version}", self.user_of(session), session, tuple(steps), version, Ending.LEAVE, 0.0
+        )
 
     def add(self, *episodes: Episode) -> None:
         self.log.append(EPISODES, [Entry(e.session_id, encode(e), 1) for e in episodes])
@@ -183,6 +189,24 @@ def test_it_is_said_what_the_version_may_have_learned_from(feed: Feed) -> None:
     feed.fill()
     row = cells(feed.look(2))[-1]
     assert row == ["it may have learned from", "100 of the sessions: they are from before it was made"]
+
+
+def test_sessions_of_one_user_are_one_draw_of_the_intervals(feed: Feed) -> None:
+    feed.user_of = lambda session: f"u{session[-1]}"
+    feed.fill(60)
+    few = feed.look(2)
+    sizes = {name: len(terms.sums) for name, terms in (*of_sessions(few), *of_pages(few))}
+    assert set(sizes.values()) == {10}
+    alone = few._replace(gathered=few.gathered._replace(sessions=each_its_own(few.gathered.sessions)))
+    (row, *_), (other, *_) = ([r for r in cells(each) if r[0] == "per decision"] for each in (few, alone))
+    assert row[1::2] == other[1::2]  # value and effective size
+    assert bounds(row) != bounds(other)
+    assert "the 60 sessions are of 10 users: too few" in " ".join(warnings(few))
+    assert "users" not in " ".join(warnings(alone))
+
+
+def each_its_own(sessions: Sessions) -> Sessions:
+    return dataclasses.replace(sessions, users=sessions.names)
 
 
 # Which sessions --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from model_export.evaluation.estimators import (
     Terms,
+    clustered,
     doubly_robust,
     doubly_robust_self_normalised,
     estimate,
@@ -294,6 +295,36 @@ def test_the_bootstrap_is_that_of_sessions_and_repeats_itself() -> None:
     doubled = weighted_mean(np.ones(800), np.repeat(x, 2), np.repeat(np.arange(400), 2))
     again = estimate(doubled, replicates=4_000, seed=1)
     assert again.high - again.low == pytest.approx(found.high - found.low, rel=0.02)  # no narrower: the same sessions
+
+
+def covered(members: list[str], looks: int = 200) -> float:
+    """How often the interval holds the mean of all users there could be: 40 of them, of 10 sessions each."""
+    luck = np.random.default_rng(6)
+    hits = 0
+    for look in range(looks):
+        x = np.repeat(luck.normal(0.0, 1.0, 40), 10) + luck.normal(0.0, 1.0, 400)
+        found = estimate(clustered(weighted_mean(np.ones(400), x), members), replicates=300, seed=look)
+        hits += found.low < 0.0 < found.high
+    return hits / looks
+
+
+def test_an_interval_is_right_for_users_with_many_sessions_only_where_users_are_the_draws() -> None:
+    assert covered([f"u{i // 10}" for i in range(400)]) > 0.91
+    assert covered([f"s{i}" for i in range(400)]) < 0.7
+
+
+def test_clusters_do_not_change_the_value() -> None:
+    terms = weighted_self_normalised(np.array([1.0, 0.5, 2.0]), np.array([1.0, 3.0, 5.0]))
+    found = clustered(terms, ["b", "a", "b"])
+    assert found.sums.tolist() == [[1.5, 0.5], [11.0, 3.0]]
+    assert value(found) == pytest.approx(value(terms))
+
+
+def test_one_draw_has_no_interval() -> None:
+    found = estimate(weighted_mean(np.ones(3), np.array([1.0, 2.0, 6.0]), np.zeros(3, np.int64)))
+    assert found.value == pytest.approx(3.0)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
 
 
 def test_fewer_effective_draws_make_a_wider_interval() -> None:
