@@ -3,17 +3,20 @@
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
 ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
             operator has looked, and a new epoch begins; a pinned version stays
-superseded  the buckets were given other slots, so the units before are not to be weighed with those after; or the clock
-            was put back to before the epoch began, so no page would be in it for as long; a new epoch begins, and
-            nothing else happens
+superseded  the buckets were given other slots, so the units before are not to be weighed with those after; or the rules
+            of the certification are others, under which the same units must not be judged again; or the clock was put
+            back to before the epoch began, so no page would be in it for as long; or the log has deleted what may be of
+            the epoch, so what was seen once cannot be seen again; a new epoch begins, and nothing else happens
 
 Every conclusion is a verdict, on the candidate "epoch-<number>", with all numbers; how things stand meanwhile is in
-<models>/evidence.json. All of it can be made again from the log: a controller that takes over reads it anew.
+<models>/evidence.json. All of it can be made again from the log, for as long as the log keeps it: a controller that
+takes over reads it anew.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +27,7 @@ from msgspec.structs import replace
 
 from model_export.checks import Verdict
 from model_export.desired import DesiredState, PolicyState, follow
-from model_export.evaluation.evidence import Epoch, Evidence, Interval, Plan, assigned, budgets, evidence
+from model_export.evaluation.evidence import Epoch, Evidence, Interval, Plan, assigned, budgets, evidence, ruled
 from model_export.evaluation.units import SeenPage, SeenSample, Unit, Units, Window
 from model_export.publisher import record
 from model_export.sending_back import send_back
@@ -35,6 +38,7 @@ from pipeline.config.schema import Certification
 from pipeline.events import EventError, decode
 from pipeline.logs.log import SAMPLES, TRANSITIONS, EventLog, LogError, Record, has_topic
 from pipeline.logs.ordered import OrderedReader
+from pipeline.logs.reading import read_on
 
 EVIDENCE = "evidence.json"
 _READ = 2_000  # records between two looks at the candidates
@@ -70,6 +74,9 @@ class Certifier:
         self._readers: dict[str, OrderedReader] = {}
         self._cases: dict[str, _Case] = {}
         self._read_ms = 0  # when records were last read
+        self._from_ms: dict[
+            str, int
+        ] = {}  # by topic: the first stamp that is left where some were deleted, 0 elsewhere
 
     def look(self, verdicts: VerdictLog, state: DesiredState) -> Looked:
         """One round. A log out of reach is no reason not to publish: evidence waits for it."""
@@ -103,7 +110,7 @@ class Certifier:
         return state, drawn
 
     def _epoch(self, policy: str, number: int) -> Epoch:
-        return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy))
+        return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy), ruled(self._rules))
 
     def _superseded(self, verdicts: VerdictLog, state: DesiredState, name: str) -> tuple[DesiredState, Verdict | None]:
         """An epoch from which nothing can be concluded is followed by another. What a crash has left of one that was
@@ -111,8 +118,9 @@ class Certifier:
         epoch = state.policies[name].epoch
         if epoch is None or verdicts.verdict_on(name, _name(epoch.number)) is not None:
             return state, None
-        if epoch.assigned is None:  # written by a build that did not note it
-            epoch = replace(epoch, assigned=assigned(self._site.config, name))
+        if epoch.assigned is None or epoch.rules is None:  # written by a build that did not note it
+            known = epoch.assigned or assigned(self._site.config, name), epoch.rules or ruled(self._rules)
+            epoch = replace(epoch, assigned=known[0], rules=known[1])
             return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), None
         why = self._why_superseded(epoch, name)
         if why is None:
@@ -126,9 +134,15 @@ class Certifier:
         """Reason and detail."""
         if epoch.assigned != assigned(self._site.config, name):
             return "buckets", "its buckets, or the baseline's, have other slots than when it began"
+        if epoch.rules != ruled(self._rules):
+            return "rules", "publish.certification is not what it was when it began"
         ahead_ms = epoch.started_ms - self._site.clock_ms()
         if ahead_ms > self._site.config.stream.clock_skew:
             return "clock", f"the clock was put back: the epoch would begin in {ahead_ms / 1000:.0f} s"
+        least_ms = epoch.started_ms + self._site.config.stream.clock_skew
+        gone = next((topic for topic, from_ms in self._from_ms.items() if from_ms > least_ms), None)
+        if gone is not None:
+            return "retention", f"of {gone} the log has deleted what may be of after it began, and was seen then"
         return None
 
     def _open(self, state: DesiredState) -> None:
@@ -155,6 +169,7 @@ class Certifier:
                 return []
             skew_ms = self._site.config.stream.clock_skew
             self._readers[topic] = OrderedReader(self._log, topic, None, self._site.clock_ms, skew_ms)
+            self._from_ms[topic] = _first_stamp(self._log, topic, self._readers[topic].positions)
         self._read_ms = self._site.clock_ms()
         return self._readers[topic].poll(_READ)
 
@@ -177,6 +192,8 @@ class Certifier:
         case, verdict = self._cases[policy], None
         judged = verdicts.verdict_on(policy, _name(case.epoch.number))
         if judged is None:
+            if self._why_superseded(case.epoch, policy) is not None:  # found out since: the next look says so
+                return state, None
             found = self._evidence(case)
             if found is None or found.conclusion == "not_enough":
                 return state, None
@@ -213,6 +230,19 @@ def read_evidence(models: Path) -> dict[str, Evidence]:
         return msgspec.json.decode((models / EVIDENCE).read_bytes(), type=dict[str, Evidence])
     except (FileNotFoundError, msgspec.MsgspecError):
         return {}
+
+
+def _first_stamp(log: EventLog, topic: str, starts: Mapping[int, int]) -> int:
+    """The latest that a partition begins with, of those of which something was deleted; 0 where nothing was."""
+    return max((_stamp_at(log, topic, number, offset) for number, offset in starts.items() if offset > 0), default=0)
+
+
+def _stamp_at(log: EventLog, topic: str, partition: int, offset: int) -> int:
+    """Of the first record from `offset` on; 0 where there is none."""
+    records, after = read_on(log, topic, partition, offset, 1)
+    if not records and after > offset:
+        records, _ = read_on(log, topic, partition, after, 1)
+    return records[0].appended_at_ms if records else 0
 
 
 def _name(epoch: int) -> str:

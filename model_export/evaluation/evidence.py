@@ -78,6 +78,7 @@ class Epoch(Struct, frozen=True, omit_defaults=True):
     number: int = 1
     started_ms: int = 0
     assigned: str | None = None  # see `assigned`; None: of before that was kept
+    rules: str | None = None  # see `ruled`; None: of before that was kept
 
 
 class Plan(Struct, frozen=True):
@@ -104,6 +105,13 @@ def assigned(config: FeatureConfig, policy: str) -> str:
     slots = sorted((b.name, *b.slots) for b in buckets.assign if b.name in plan.ours | plan.theirs)
     sides = sorted(plan.ours), sorted(plan.theirs)
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode((buckets.salt, buckets.unit, buckets.slots, slots, sides)))
+
+
+def ruled(rules: Certification) -> str:
+    """What an epoch is judged by, as a name. Bounds hold for rules that were settled before the data came: under others
+    the same data would be looked at again, with the same alpha."""
+    found = {name: value for name, value in msgspec.to_builtins(rules).items() if value is not None}
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode(found, order="sorted"))
 
 
 def budgets(rules: Certification) -> dict[str, float]:

@@ -283,6 +283,61 @@ def test_evidence_on_versions_that_are_all_lost_ends_no_controller(feed: Feed) -
     assert feed.epoch() is None
 
 
+def ruled(feed: Feed, **changes: Any) -> None:
+    publish = feed.world.config.publish
+    rules = replace(publish.certification, **changes)
+    feed.world.config = replace(feed.world.config, publish=replace(publish, certification=rules))
+
+
+def test_other_rules_do_not_look_at_the_same_units_again(feed: Feed) -> None:
+    """Or whoever lowers the bar until it is passed has a certificate of whatever there is."""
+    ruled(feed, certify_above=1.0)
+    feed.run()
+    first = feed.epoch().number
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {}
+    ruled(feed, certify_above=0.0)
+    assert feed.run().concluded == {"superseded": 1}
+    assert (feed.conclusions()[-1].candidate, feed.conclusions()[-1].reason) == (f"epoch-{first}", "rules")
+    assert feed.run().concluded == {}
+    assert read_evidence(feed.world.models)["rl"].policy.units == 0
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+
+
+def kept_from(feed: Feed, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log has deleted what was before."""
+    monkeypatch.setattr(feed.log, "start_offset", lambda topic, partition: offset)
+
+
+def test_an_epoch_of_which_the_log_has_deleted_a_part_is_not_judged_again(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.earn(2.0, 2.0, units=1_000)
+    assert feed.run(holder="one").concluded == {}
+    feed.world.now_ms += 100_000
+    feed.earn(4.0, 2.0)
+    kept_from(feed, 1_001, monkeypatch)
+    assert feed.run(holder="two").concluded == {"superseded": 1}
+    (verdict,) = feed.conclusions()
+    assert (verdict.candidate, verdict.reason) == ("epoch-1", "retention")
+    assert "transitions" in verdict.detail
+    assert feed.epoch().number == 2
+    feed.run(holder="three")
+    assert (feed.epoch().number, len(feed.conclusions())) == (2, 1)
+
+
+def test_what_the_log_has_deleted_of_before_an_epoch_is_not_missed(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed.earn(2.0, 2.0, units=1_000)
+    begins(feed, ahead_ms=0)
+    feed.earn(2.0, 2.0, units=1_000)
+    kept_from(feed, 1_000, monkeypatch)
+    assert feed.run().concluded == {}
+    assert feed.epoch().number == 1
+    standing = read_evidence(feed.world.models)["rl"]
+    assert standing.policy.units + standing.baseline.units == 1_000
+
+
 def begins(feed: Feed, ahead_ms: int) -> None:
     """The open epoch, by a clock that was ahead by so much."""
     path, started_ms = feed.world.models / "desired.json", feed.epoch().started_ms
@@ -312,8 +367,9 @@ def test_a_clock_that_is_put_back_by_less_than_clocks_differ_ends_no_epoch(feed:
 def test_an_epoch_of_before_that_was_kept_goes_on(feed: Feed) -> None:
     begun = feed.epoch()
     path = feed.world.models / "desired.json"
-    path.write_text(path.read_text().replace(f'"assigned": "{begun.assigned}"', '"assigned": null'))
-    assert feed.epoch().assigned is None
+    text = path.read_text().replace(f'"assigned": "{begun.assigned}"', '"assigned": null')
+    path.write_text(text.replace(f'"rules": "{begun.rules}"', '"rules": null'))
+    assert (feed.epoch().assigned, feed.epoch().rules) == (None, None)
     feed.run()
     assert feed.epoch() == begun
     assert feed.conclusions() == []
@@ -405,11 +461,13 @@ def test_a_bucket_whose_users_click_less_or_see_less_goes_back(
     version = published(rated, 1_000)
     close(rated, clicks, shown)
     assert rated.run().concluded == {"ended": 1}
-    (verdict,) = rated.conclusions()
+    verdict = rated.conclusions()[-1]
     assert (verdict.reason, verdict.version) == (reason, version)
     assert verdict.detail.startswith(f"{reason} of 0.")
     assert verdict.bucket is not None
-    assert verdict.bucket.alpha == pytest.approx(0.05 / 2 / 3)  # of the first epoch, in three parts
+    assert verdict.bucket.alpha == pytest.approx(
+        0.05 / 6 / 3
+    )  # of the second epoch (the rules of the first were others), in three parts
     pointer = rated.world.pointer()
     assert (pointer.stable.version, pointer.frozen, pointer.back) == (1, True, GoBack(1, BOOTSTRAP))
 
