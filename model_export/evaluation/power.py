@@ -2,7 +2,8 @@
 
 One look: a test at a size that was fixed beforehand, (z_{1 - alpha / 2} + z_power)^2 v / d^2 units in both buckets
 together, v = s^2 / (q (1 - q)) for a unit's variance s^2 and the policy's share q. All the time: as many as make the
-first epoch's lower confidence bound of `contrast` pass zero by then with that probability; on the way it may earlier.
+first epoch's lower confidence bound of `contrast` pass zero by then with that probability; on the way it may earlier. Its
+v is s^2 / q + (1 + lift)^2 s^2 / (1 - q) for the lift that it has to pass.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def one_look(variance: float, share: float, difference: float, *, alpha: float =
 
 
 def all_the_time(variance: float, terms: Terms, difference: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Units in both buckets together, to within a thousandth; infinite where 1e15 are not enough."""
-    each, reach = _contrast_variance(variance, terms.share), terms.reach()
+    """Units in both buckets together, to within a thousandth; infinite where 1e15 are not enough. `difference`: of what
+    the policy brings and (1 + terms.lift) times what the baseline does."""
+    each, reach = _contrast_variance(variance, terms.share, terms.lift), terms.reach()
     spend, quantile = alpha_of_epoch(alpha, 1) / 2, _UNIT.inv_cdf(power)
 
     def shown(units: float) -> bool:
@@ -43,5 +45,5 @@ def all_the_time(variance: float, terms: Terms, difference: float, *, alpha: flo
     return high
 
 
-def _contrast_variance(variance: float, share: float) -> float:
-    return variance / (share * (1 - share))
+def _contrast_variance(variance: float, share: float, lift: float = 0.0) -> float:
+    return variance / share + (1 + lift) ** 2 * variance / (1 - share)

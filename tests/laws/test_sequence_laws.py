@@ -272,6 +272,16 @@ def test_the_traffic_that_is_said_to_be_needed_shows_the_difference_as_often_as_
     assert np.mean(seen.x[:, :few].mean(-1) > 1.96 * error) == pytest.approx(0.8, abs=0.08)
 
 
+def test_so_it_does_where_a_lift_is_asked_for_that_the_baseline_is_multiplied_by() -> None:
+    terms = Terms(0.3, -20.0, 20.0, lift=0.5)
+    needed = round(all_the_time(9.0, terms, 3.4 - 1.5 * 2.0, power=0.8))
+    rng = np.random.default_rng(11)
+    treated = rng.random((RUNS, needed)) < terms.share
+    seen = observe(terms, np.where(treated, 3.4, 2.0) + 3 * rng.normal(size=treated.shape), treated)
+    at = Sums(*(part[:, -1] for part in Sums.running(seen.x, seen.p)))
+    assert np.mean(bounds(terms, at, alpha_of_epoch(ALPHA, 1))[0] > 0) == pytest.approx(0.8, abs=0.08)
+
+
 def test_no_difference_is_never_shown() -> None:
     assert one_look(4.0, 0.5, 0.0) == math.inf
     assert all_the_time(4.0, Terms(0.5, 0, 10), 0.0) == math.inf

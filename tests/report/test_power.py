@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from pageturn.__main__ import main
-from pageturn.powering import PowerError, Traffic, traffic
+from pageturn.powering import PowerError, Traffic, rows, traffic
 from pageturn.traffic_log import read_visits
 from pipeline.config.schema import Certification
 
@@ -41,7 +42,7 @@ def test_what_a_draw_brings_and_how_many_there_are(seen: Any) -> None:
     assert found.visits.variance == pytest.approx(4.0, rel=0.01)
     assert found.visits.per_hour == pytest.approx(300)
     assert (found.users.draws, found.users.mean) == (200, pytest.approx(4.0))
-    assert (found.reward, found.assumed) == ((-10.0, 10.0), False)
+    assert (found.reward, found.rules is None) == ((-10.0, 10.0), False)
 
 
 def test_users_bring_what_came_within_the_horizon_of_their_first_visit(made: Any) -> None:
@@ -65,6 +66,46 @@ def test_visits_of_one_user_are_worth_less_than_as_many_users(made: Any) -> None
         for more in range(1, 5):
             made.visit(visit.outcome, visit.time_ms + more)
     assert measured(made).visits.variance == pytest.approx(5 * alone, rel=0.02)
+
+
+def test_users_are_new_once_and_those_who_never_look_are_none(made: Any) -> None:
+    """An hour with 60 users of the baseline in its first half, who all come again in the second, and 20 in that only;
+    as many others never look at the feed."""
+    made.visits("control", *([1.0] * 60), every_s=20)
+    for visit in list(read_visits(made.run.traffic)):
+        made.visit(visit.outcome, visit.time_ms + 2_300_000)
+    made.visits("control", *([3.0, None] * 20), first_s=1_900, every_s=43.589)
+    found = measured(made).users
+    assert (found.first, found.first_hours) == (80, pytest.approx(1, rel=0.001))
+    assert found.per_hour == pytest.approx(40, rel=0.001)
+    assert found.wait_hours > 1 / 3_600  # the horizon, and what the stream takes
+    assert found.hours(40) - found.wait_hours == pytest.approx(0.5, rel=0.001)
+    assert found.hours(120) - found.wait_hours == pytest.approx(2, rel=0.001)
+
+
+def test_where_no_new_users_come_there_is_no_time_for_more(made: Any) -> None:
+    made.visits("control", *([1.0, 3.0] * 30), every_s=1)
+    for visit in list(read_visits(made.run.traffic)):
+        made.visit(visit.outcome, visit.time_ms + 3_600_000)
+    (*_, (_, visits, users, always)) = rows(measured(made), [1.0], 0.8, 0.05)
+    assert str(users).endswith("users: no more come")
+    assert str(always).endswith("users: no more come")
+    assert "no more come" not in str(visits)
+
+
+def test_a_certificate_takes_what_its_rules_say(seen: Any) -> None:
+    def needed(alpha: float | None = None, **rules: Any) -> tuple[float, float]:
+        found = measured(seen, **({"alpha": alpha} if alpha else {}), **rules)
+        (*_, (_, _, once, always)) = rows(found, [5.0], 0.8, found.alpha)
+        return tuple(math.inf if x == "never" else float(x.split()[0].replace(",", "")) for x in (once, always))
+
+    once, always = needed()
+    assert needed(certify_above=0.025) == (once, pytest.approx(3.5 * always, rel=0.1))
+    assert needed(certify_above=0.05) == (once, math.inf)
+    assert needed(click_budget=0.1, exposure_budget=0.1) == (once, pytest.approx(needed(0.05 / 3)[1], rel=1e-9))
+    assert needed(alpha=0.01)[1] > 1.2 * always
+    assert needed(alpha=0.01)[0] > once
+    assert measured(seen, alpha=0.01).alpha == 0.01
 
 
 def test_the_command_prints_a_row_for_each_lift(seen: Any) -> None:
