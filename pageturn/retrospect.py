@@ -18,7 +18,7 @@ from pipeline.events import decode
 from pipeline.features.encoder import Encoder
 from pipeline.features.inputs import DENSE
 from pipeline.logs.log import EPISODES, EventLog
-from pipeline.records import Episode, Step
+from pipeline.records import Ending, Episode, Step
 from pipeline.stores.published import Served, read_pointers, read_version
 from pipeline.stores.store import KeyValueStore
 from pipeline.streaming.outputs import identity, read_all
@@ -48,11 +48,13 @@ class Read(NamedTuple):
 
 
 def newest_sessions(log: EventLog, policy: str, count: int, most: int) -> Read:
-    """The newest `count` by their last page, of those that `policy` decided a page of: as far back as it takes, but no
-    more than `most` episodes of all policies, as evenly from each partition as they are there.
+    """The newest `count` of those that `policy` decided a page of, by when the log had them whole: as far back as it
+    takes, but no more than `most` episodes of all policies, as evenly from each partition as they are there.
 
-    What is behind the place where reading began, or was deleted, may be the beginning of a session: one that does not
-    begin with its first page is left out there.
+    By the times of their last pages the newest would be those whose users said that they left, for of others it is only
+    known a session gap later, and those that still go on. The latter, whose last episode was cut at its maximal length,
+    are left out: of the longest sessions they would be the beginnings. What is behind the place where reading began, or
+    was deleted, may be the beginning of a session: one that does not begin with its first page is left out there.
     """
     ends = log.end_offsets(EPISODES)
     starts = {partition: log.start_offset(EPISODES, partition) for partition in ends}
@@ -64,13 +66,29 @@ def newest_sessions(log: EventLog, policy: str, count: int, most: int) -> Read:
         if len(found) >= count or since == starts or reach == limit:
             break
         reach = min(4 * reach, limit)
-    newest = sorted(found, key=lambda name: (found[name][-1].steps[-1].time_ms, name))[-count:]
-    return Read({name: found[name] for name in newest}, episodes, since == starts)
+    newest = sorted(found, key=lambda name: (*found[name].known, name))[-count:]
+    return Read({name: found[name].episodes for name in newest}, episodes, since == starts)
 
 
-def _sessions(log: EventLog, policy: str, since: Mapping[int, int]) -> tuple[dict[str, list[Episode]], int]:
+class _Session:
+    """As far as it was read."""
+
+    def __init__(self) -> None:
+        self.episodes: list[Episode] = []
+        self.known = (0, 0)  # when the log had it: the stamp of the last episode, and its last page's time
+
+    def add(self, episode: Episode, stamp_ms: int) -> None:
+        self.episodes.append(episode)
+        self.known = max(self.known, (stamp_ms, episode.steps[-1].time_ms))
+
+    @property
+    def goes_on(self) -> bool:
+        return max(self.episodes, key=lambda episode: episode.steps[-1].time_ms).ending is Ending.TRUNCATED
+
+
+def _sessions(log: EventLog, policy: str, since: Mapping[int, int]) -> tuple[dict[str, _Session], int]:
     """And how many episodes there were."""
-    sessions: dict[str, list[Episode]] = {}
+    sessions: dict[str, _Session] = {}
     seen, torn = set(), set()
     for record in read_all(log, EPISODES, since):
         name = identity(EPISODES, record.payload)
@@ -80,10 +98,10 @@ def _sessions(log: EventLog, policy: str, since: Mapping[int, int]) -> tuple[dic
         episode = decode(record.payload, Episode)
         if any(step.decision.policy == policy for step in episode.steps):
             begins = episode.session_id not in sessions
-            sessions.setdefault(episode.session_id, []).append(episode)
+            sessions.setdefault(episode.session_id, _Session()).add(episode, record.appended_at_ms)
             if begins and since[record.partition] > 0 and episode.steps[0].page_index > 0:
                 torn.add(episode.session_id)
-    return {name: episodes for name, episodes in sessions.items() if name not in torn}, len(seen)
+    return {name: each for name, each in sessions.items() if name not in torn and not each.goes_on}, len(seen)
 
 
 def comparable(

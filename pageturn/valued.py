@@ -48,6 +48,7 @@ _WHY: Mapping[str, str] = {
     logged.DENSITY: "the logged density is not that of what was drawn",
     logged.NOISE: "the noise does not go on from page to page",
     logged.ORDER: "page indices do not increase",
+    logged.UNFINISHED: "cut at its maximal length, and not known to its end",
 }
 
 
@@ -79,7 +80,7 @@ class Found(NamedTuple):
     left_out: Mapping[str, int]
     means: np.ndarray  # [n, d] what the version says to the logged states
     states: np.ndarray  # [n, f]
-    seen: int | None  # sessions from before the version was made; None: nobody knows
+    seen: int | None  # sessions from before the version was made; None: nobody knows, or all were held out
     changed: int  # pages of the same version with another mean than logged
     read_said: str
 
@@ -122,7 +123,7 @@ def look_back(
         left_out,
         means,
         states,
-        None if asked.made_ms is None else _before(gathered, asked.made_ms),
+        None if asked.made_ms is None or held_out else _before(gathered, asked.made_ms),
         _changed(gathered, means, (served.version, served.parameters)),
         read.said,
     )

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from model_export.evaluation.sequences import Array
 from pipeline.config.schema import ActionDimension
 from pipeline.exploration import log_density, log_density_clipped
-from pipeline.records import Action, DecidedBy, Episode, Propensity, Step
+from pipeline.records import Action, DecidedBy, Ending, Episode, Propensity, Step
 
 Integers = NDArray[np.int64]
 
 _ROUNDING = 1e-6  # of numbers that went through JSON
 FALLBACK, NOT_DRAWN, ACTIONS = "fallback", "not_drawn", "actions"
 DENSITY, NOISE, ORDER, HELD_BACK = "density", "noise", "order", "held_back"
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,8 @@ def gather(
     """The sessions that `policy` decided throughout. `usable`, by session id, holds back what training had a say in.
 
     A session is left out as a whole where a page was a fallback's, was not drawn, or does not agree with itself: a
-    ratio of the other pages would be of other sessions than those that were chosen.
+    ratio of the other pages would be of other sessions than those that were chosen. So is one that goes on behind its
+    last episode: what it brought is not all that it will.
     """
     by_session: dict[str, list[Episode]] = {}
     for episode in episodes:
@@ -112,8 +114,11 @@ def gather(
     left_out: Counter[str] = Counter()
     kept: list[tuple[Episode, list[Step]]] = []
     for name, parts in sorted(by_session.items()):
-        steps = [step for part in sorted(parts, key=lambda part: part.steps[0].time_ms) for step in part.steps]
-        reason = HELD_BACK if not usable(name) else trouble(steps, dimensions, policy)
+        parts = sorted(parts, key=lambda part: part.steps[0].time_ms)
+        steps = [step for part in parts for step in part.steps]
+        reason: str | None = HELD_BACK
+        if usable(name):
+            reason = UNFINISHED if parts[-1].ending is Ending.TRUNCATED else trouble(steps, dimensions, policy)
         if reason is None:
             kept.append((parts[0], steps))
         else:

@@ -2,8 +2,8 @@
 
 One look: a test at a size that was fixed beforehand, (z_{1 - alpha / 2} + z_power)^2 v / d^2 units in both buckets
 together, v = s^2 / (q (1 - q)) for a unit's variance s^2 and the policy's share q. All the time: as many as make the
-first epoch's lower confidence bound of `contrast` pass zero by then with that probability; on the way it may earlier. Its
-v is s^2 / q + (1 + lift)^2 s^2 / (1 - q) for the lift that it has to pass.
+first epoch's lower confidence bound of `contrast` pass zero by then with that probability; on the way it may earlier.
+Its v is s^2 / q + (1 + lift)^2 s^2 / (1 - q) for the lift that it has to pass.
 """
 
 from __future__ import annotations

@@ -289,10 +289,37 @@ def test_a_session_that_began_before_what_was_read_is_left_out(feed: Feed) -> No
     assert len(newest_sessions(feed.log, "rl", 1_000, MANY).sessions["s-1"]) == 2
 
 
+def test_sessions_of_which_the_end_was_said_are_not_the_newest_for_that(feed: Feed) -> None:
+    """Every second user leaves without a word, and the log has those sessions half an hour later."""
+    gap_ms, now_ms = 1_800_000, 3_600_000
+    made = []
+    for i in range(3_600):
+        silent, name = i % 2, f"s-{i}"
+        steps = [replace(feed.step(name, 0), time_ms=1_000 * i)]
+        ending = Ending.INFERRED_LEAVE if silent else Ending.LEAVE
+        made.append((1_000 * i + silent * gap_ms, replace(feed.episode(name, steps), ending=ending)))
+    known = sorted((each for each in made if each[0] <= now_ms), key=lambda each: each[0])
+    feed.log.append(EPISODES, [Entry(e.session_id, encode(e), stamp) for stamp, e in known])
+    newest = newest_sessions(feed.log, "rl", 400, MANY).sessions
+    silent = sum(episodes[-1].ending is Ending.INFERRED_LEAVE for episodes in newest.values())
+    assert silent == pytest.approx(200, abs=2)
+
+
+def test_a_session_that_still_goes_on_is_left_out(feed: Feed) -> None:
+    feed.fill(20)
+    first, second = (feed.step("s-30", page) for page in range(2))
+    feed.add(replace(feed.episode("s-30", [first]), ending=Ending.TRUNCATED, discount=1.0))
+    assert len(newest_sessions(feed.log, "rl", 1_000, MANY).sessions) == 20
+    feed.add(feed.episode("s-30", [second]))
+    assert len(newest_sessions(feed.log, "rl", 1_000, MANY).sessions["s-30"]) == 2
+
+
 def test_only_sessions_that_nothing_was_learned_from(feed: Feed) -> None:
     feed.fill()
     config = replace(CONFIG, algorithm=replace(CONFIG.algorithm, holdout=0.5))
-    names = feed.look(config=config, held_out=True).gathered.sessions.names
+    found = feed.look(2, config=config, held_out=True)
+    assert "learned from" not in render(rows(found))
+    names = found.gathered.sessions.names
     assert set(names) == {f"s-{i}" for i in range(SIZE) if is_held_out(f"s-{i}", 0.5)}
     assert 100 < len(names) < 200
 

@@ -88,6 +88,13 @@ def test_a_session_is_all_of_its_episodes() -> None:
     assert parts.gaps.tolist() == [1, 1, 1, 1]
 
 
+def test_a_session_that_goes_on_is_left_out() -> None:
+    cut = replace(episode("x", [step("x", page) for page in range(2)]), ending=Ending.TRUNCATED)
+    assert gathered(cut, episode("y", [step("y", 0)])).left_out == {"unfinished": 1}
+    rest = episode("x", [step("x", 2)])
+    assert gathered(rest, cut).sessions.lengths.tolist() == [3]
+
+
 def by(who: DecidedBy, actions: tuple[Action, ...] = (), policy: str = "rl") -> Decision:
     return Decision(who, policy, "bucket", actions)
 
