@@ -45,7 +45,7 @@ class Heard(Struct, frozen=True, omit_defaults=True):
 
 
 def answered(usage: Usage) -> float:
-    """Calls that model servers answered in time, per page: below 1 where one call is for several pages. Pure."""
+    """Calls that model servers answered in time, per page. Pure."""
     return (usage.calls - usage.slow) / usage.pages if usage.pages else 0.0
 
 

@@ -38,8 +38,10 @@ class Meter:
     def page(self, model: str, version: int, fallback_reason: str | None) -> None:
         self._add(model, version, pages=1, faults=int(fallback_reason in AT_FAULT))
 
-    def call(self, model: str, version: int, took_s: float) -> None:
-        self._add(model, version, calls=1, slow=int(took_s > self._slow_s))
+    def call(self, model: str, version: int, took_s: float, pages: int = 1) -> None:
+        """One for several pages is one of each of them, or where pages come in batches too few are called for to judge
+        by."""
+        self._add(model, version, calls=pages, slow=pages * (took_s > self._slow_s))
 
     def read(self, in_use: Collection[tuple[str, int]]) -> dict[tuple[str, int], Usage]:
         """Of the models' versions in use. All others are forgotten."""
@@ -63,15 +65,15 @@ class MeteredServer:
     def predict(
         self, model: str, inputs: Mapping[str, np.ndarray], *, version: int | None = None, timeout_s: float
     ) -> Prediction:
-        began_s = self._monotonic()
+        began_s, pages = self._monotonic(), len(next(iter(inputs.values())))
         try:
             prediction = self._server.predict(model, inputs, version=version, timeout_s=timeout_s)
         except TooLate:
-            self._time(model, version, float("inf"))
+            self._time(model, version, float("inf"), pages)
             raise
-        self._time(model, version, self._monotonic() - began_s)
+        self._time(model, version, self._monotonic() - began_s, pages)
         return prediction
 
-    def _time(self, model: str, version: int | None, took_s: float) -> None:
+    def _time(self, model: str, version: int | None, took_s: float, pages: int) -> None:
         if version is not None:
-            self._meter.call(model, version, took_s)
+            self._meter.call(model, version, took_s, pages)

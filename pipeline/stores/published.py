@@ -72,7 +72,7 @@ class Usage(Struct, frozen=True, array_like=True):
 
     pages: int = 0  # of the policy's buckets
     faults: int = 0  # of these, pages that fell back for something that the version may be at fault for
-    calls: int = 0  # Predict calls that were answered, or for which there was no time left
+    calls: int = 0  # Predict calls that were answered, or for which there was no time left; once per page asked for
     slow: int = 0  # of these, those that took too long
 
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from model_export.heard import Heard, heard
-from model_export.live import LiveWatch, live_checks
+from model_export.live import LiveWatch, live_checks, unanswered
 from model_export.verdicts import read_verdicts
 from pipeline.agent.metering import Meter, MeteredServer
 from pipeline.config.schema import Guard
@@ -181,6 +181,26 @@ def test_calls_are_timed_by_version_and_a_server_that_is_away_has_not_answered()
         with pytest.raises(error):
             metered.predict("m", {"x": np.zeros(1)}, version=2, timeout_s=1)
     assert meter.read({("m", 2)}) == {("m", 2): Usage(calls=3, slow=2)}
+
+
+def test_calls_for_several_pages_are_judged_as_those_for_one_are() -> None:
+    clock = [0.0]
+    server, meter = Server(clock), Meter(slow_s=0.05)
+    metered = MeteredServer(server, meter, lambda: clock[0])
+    batch = {"x": np.zeros((10, 3))}
+    server.answers = [*([0.01] * 20), *([0.06] * 20), TooLate("late")]
+    for version in (1, 2):
+        for _ in range(20):
+            metered.predict("m", batch, version=version, timeout_s=1)
+            for _ in range(10):
+                meter.page("m", version, None)
+    fine, slow = (meter.read({("m", version), ("m", 2)})[("m", version)] for version in (1, 2))
+    assert (fine, slow) == (Usage(200, 0, 200, 0), Usage(200, 0, 200, 200))
+    assert [c.name for c in live_checks(RULES, slow, fine) if not c.passed] == ["live_latency"]
+    assert unanswered(fine, usual=1.0).passed
+    with pytest.raises(TooLate):
+        metered.predict("m", batch, version=2, timeout_s=1)
+    assert meter.read({("m", 2)})[("m", 2)] == Usage(200, 0, 210, 210)
 
 
 def test_a_version_that_is_no_longer_in_use_is_forgotten() -> None:
