@@ -99,11 +99,12 @@ class Certifier:
 
     def _begun(self, verdicts: VerdictLog, state: DesiredState) -> tuple[DesiredState, list[Verdict]]:
         """Every policy that has its first version has an epoch, which begins now where it has none. It is the first,
-        unless the desired state was lost: what earlier ones have spent is spent."""
+        unless the desired state was lost: what earlier ones have spent is spent, also one that was open."""
         drawn: list[Verdict] = []
         for name, policy in state.policies.items():
             if policy.pointer.stable is not None and policy.epoch is None:
-                past = (n for n in count(1) if verdicts.verdict_on(name, _name(n)) is None)
+                first = 1 + _looked_at(self._site.models, name)
+                past = (n for n in count(first) if verdicts.verdict_on(name, _name(n)) is None)
                 state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, next(past))))
             state, verdict = self._superseded(verdicts, state, name)
             drawn += [verdict] if verdict else []
@@ -243,6 +244,12 @@ def _stamp_at(log: EventLog, topic: str, partition: int, offset: int) -> int:
     if not records and after > offset:
         records, _ = read_on(log, topic, partition, after, 1)
     return records[0].appended_at_ms if records else 0
+
+
+def _looked_at(models: Path, policy: str) -> int:
+    """The number of the epoch of which units were last seen; 0 of none."""
+    found = read_evidence(models).get(policy)
+    return found.epoch if found is not None and found.policy.units + found.baseline.units > 0 else 0
 
 
 def _name(epoch: int) -> str:

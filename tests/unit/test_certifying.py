@@ -385,6 +385,14 @@ def test_a_lost_desired_state_does_not_spend_an_epoch_twice(feed: Feed) -> None:
     assert len(feed.conclusions()) == 1
 
 
+def test_nor_one_that_was_open_and_had_been_looked_at(feed: Feed) -> None:
+    feed.earn(2.0, 2.0, units=200)
+    assert feed.run().concluded == {}
+    (feed.world.models / "desired.json").unlink()
+    feed.run()
+    assert feed.epoch().number == 2
+
+
 def test_a_log_out_of_reach_does_not_keep_versions_back(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         message = "no broker answers"
