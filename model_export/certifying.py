@@ -3,10 +3,11 @@
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
 ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
             operator has looked, and a new epoch begins; a pinned version stays
-superseded  the buckets were given other slots, so the units before are not to be weighed with those after; or the rules
-            of the certification are others, under which the same units must not be judged again; or the clock was put
-            back to before the epoch began, so no page would be in it for as long; or the log has deleted what may be of
-            the epoch, so what was seen once cannot be seen again; a new epoch begins, and nothing else happens
+superseded  from the epoch as it is nothing can be concluded; a new one begins, and nothing else happens:
+  buckets     other slots: the units before are not to be weighed with those after
+  rules       other rules of the certification, or another reward: the same units must not be judged again by them
+  clock       put back to before the epoch began, so no page would be in it for as long
+  retention   the log has deleted what may be of the epoch: what was seen once cannot be seen again
 
 Every conclusion is a verdict, on the candidate "epoch-<number>", with all numbers; how things stand meanwhile is in
 <models>/evidence.json. All of it can be made again from the log, for as long as the log keeps it: a controller that
@@ -74,9 +75,7 @@ class Certifier:
         self._readers: dict[str, OrderedReader] = {}
         self._cases: dict[str, _Case] = {}
         self._read_ms = 0  # when records were last read
-        self._from_ms: dict[
-            str, int
-        ] = {}  # by topic: the first stamp that is left where some were deleted, 0 elsewhere
+        self._from_ms: dict[str, int] = {}  # by topic: the first stamp that is left where some were deleted, else 0
 
     def look(self, verdicts: VerdictLog, state: DesiredState) -> Looked:
         """One round. A log out of reach is no reason not to publish: evidence waits for it."""
@@ -111,7 +110,7 @@ class Certifier:
         return state, drawn
 
     def _epoch(self, policy: str, number: int) -> Epoch:
-        return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy), ruled(self._rules))
+        return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy), ruled(self._site.config))
 
     def _superseded(self, verdicts: VerdictLog, state: DesiredState, name: str) -> tuple[DesiredState, Verdict | None]:
         """An epoch from which nothing can be concluded is followed by another. What a crash has left of one that was
@@ -120,7 +119,7 @@ class Certifier:
         if epoch is None or verdicts.verdict_on(name, _name(epoch.number)) is not None:
             return state, None
         if epoch.assigned is None or epoch.rules is None:  # written by a build that did not note it
-            known = epoch.assigned or assigned(self._site.config, name), epoch.rules or ruled(self._rules)
+            known = epoch.assigned or assigned(self._site.config, name), epoch.rules or ruled(self._site.config)
             epoch = replace(epoch, assigned=known[0], rules=known[1])
             return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), None
         why = self._why_superseded(epoch, name)
@@ -135,8 +134,8 @@ class Certifier:
         """Reason and detail."""
         if epoch.assigned != assigned(self._site.config, name):
             return "buckets", "its buckets, or the baseline's, have other slots than when it began"
-        if epoch.rules != ruled(self._rules):
-            return "rules", "publish.certification is not what it was when it began"
+        if epoch.rules != ruled(self._site.config):
+            return "rules", "publish.certification, or the reward, is not what it was when it began"
         ahead_ms = epoch.started_ms - self._site.clock_ms()
         if ahead_ms > self._site.config.stream.clock_skew:
             return "clock", f"the clock was put back: the epoch would begin in {ahead_ms / 1000:.0f} s"

@@ -20,6 +20,7 @@ from model_export.evaluation.contrast import Terms, bounds, mismatch, observe
 from model_export.evaluation.sequences import Array, Sums, alpha_of_epoch
 from model_export.evaluation.units import CLICKS, EXPOSURE, Unit, rate_of
 from pipeline.config.schema import Certification, FeatureConfig
+from pipeline.transitions.rewards import reward_version
 
 Conclusion = Literal["certified", "ended", "not_enough"]
 
@@ -107,10 +108,11 @@ def assigned(config: FeatureConfig, policy: str) -> str:
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode((buckets.salt, buckets.unit, buckets.slots, slots, sides)))
 
 
-def ruled(rules: Certification) -> str:
-    """What an epoch is judged by, as a name. Bounds hold for rules that were settled before the data came: under others
-    the same data would be looked at again, with the same alpha."""
-    found = {name: value for name, value in msgspec.to_builtins(rules).items() if value is not None}
+def ruled(config: FeatureConfig) -> str:
+    """What an epoch is judged by, as a name. Bounds hold for rules, and a reward, that were settled before the data
+    came: under others the same data would be looked at again, with the same alpha."""
+    rules = msgspec.to_builtins(config.publish.certification)
+    found = {name: value for name, value in rules.items() if value is not None}, reward_version(config.reward)
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(found, order="sorted"))
 
 

@@ -305,6 +305,15 @@ def test_other_rules_do_not_look_at_the_same_units_again(feed: Feed) -> None:
     assert feed.run().concluded == {"certified": 1}
 
 
+def test_nor_does_another_reward(feed: Feed) -> None:
+    feed.run()
+    reward = feed.world.config.reward
+    weights = {**reward.weights, "click": 7.0}
+    feed.world.config = replace(feed.world.config, reward=replace(reward, weights=weights))
+    assert feed.run().concluded == {"superseded": 1}
+    assert feed.conclusions()[-1].reason == "rules"
+
+
 def kept_from(feed: Feed, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log has deleted what was before."""
     monkeypatch.setattr(feed.log, "start_offset", lambda topic, partition: offset)
