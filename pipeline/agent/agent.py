@@ -53,6 +53,7 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True):
     stale_after_s: float = 30.0  # pointers older than this are still followed, and counted
     metadata_timeout_s: float = 2.0
     reserve_s: float = 0.002  # of a deadline, at most a tenth of it: for what comes after the model
+    reserve_page_s: float = 0.0005  # the same for each further page of a batch, at most half of the deadline
     breaker_failures: int = 5  # in a row, of the model server; then it is left alone,
     breaker_pause_s: float = 0.25  # but for one call in so long, until one is answered
     first_attempt: float = 1.0  # share of the time for the model; with less, another replica may make up for a slow one
@@ -123,8 +124,13 @@ class Agent:
 
     def decide_many(self, requests: Sequence[PageRequest], timeout_s: float) -> list[PageDecision | AgentRequestError]:
         """One answer per request, in order. Pages of one version go to the model together."""
-        deadline_s = self._monotonic() + timeout_s - min(self._settings.reserve_s, timeout_s / 10)
+        deadline_s = self._monotonic() + timeout_s - self._reserve_s(len(requests), timeout_s)
         return self._answer(requests, lambda pages: self._decided(pages, deadline_s))
+
+    def _reserve_s(self, pages: int, timeout_s: float) -> float:
+        """Every page of a batch is put in order, remembered and logged after the model has answered, or has not."""
+        further_s = self._settings.reserve_page_s * max(pages - 1, 0)
+        return min(self._settings.reserve_s, timeout_s / 10) + min(further_s, timeout_s / 2)
 
     def shed(self, request: PageRequest) -> PageDecision:
         """The baseline at once: for a caller who has no capacity left to wait for the policy."""

@@ -49,6 +49,15 @@ def test_the_call_names_model_and_version_and_leaves_a_reserve(world: World):
     assert [timeout_s for _, _, timeout_s in world.server.calls] == pytest.approx([0.498, 0.009])
 
 
+def test_a_batch_leaves_a_reserve_for_each_of_its_pages_and_half_of_the_time_for_the_model(world: World):
+    """A hundred pages take a hundred times as long after the model: one that hung failed the whole batch."""
+    world.publish(7)
+    with world.agent(monotonic=lambda: 100.0) as agent:
+        agent.decide_many([page(session) for session in TREATED[:11]], 0.5)
+        agent.decide_many([page(session, 1) for session in TREATED], 0.04)
+    assert [timeout_s for _, _, timeout_s in world.server.calls] == pytest.approx([0.498 - 0.005, 0.04 - 0.002 - 0.02])
+
+
 def test_the_baseline_bucket_gets_the_baseline_and_logs_what_a_policy_would_have_seen(world: World):
     world.publish(7)
     with world.agent() as agent:
