@@ -59,8 +59,10 @@ class AgentSettings(Struct, frozen=True, forbid_unknown_fields=True):
     first_attempt: float = 1.0  # share of the time for the model; with less, another replica may make up for a slow one
     vectors_in_memory: int = 200_000
     retries_remembered: int = 20_000
+    retried_items_remembered: int = 2_000_000  # of all pages together: 85 bytes each
     retries_for_s: float = 300.0
-    events_queued: int = 20_000  # feedback that is waited for fills half of it at most
+    events_queued: int = 20_000  # feedback that is waited for fills half of it at most,
+    bytes_queued: int = 128 * 1024 * 1024  # and of this: what the log does not take for minutes is held in memory
 
 
 class Agent:
@@ -84,7 +86,9 @@ class Agent:
         self.metrics = metrics or Metrics(AGENT)
         self._config, self._settings = config, settings
         self._clock_ms, self._monotonic = clock_ms, monotonic
-        self._memory = RetryMemory(settings.retries_remembered, settings.retries_for_s, monotonic)
+        self._memory = RetryMemory(
+            settings.retries_remembered, settings.retried_items_remembered, settings.retries_for_s, monotonic
+        )
         stored = StoredVectors(
             store, config.kv_prefix, capacity=settings.vectors_in_memory, monotonic=monotonic,
             fetched=lambda table, ids: self.metrics.count("vectors_fetched", ids, table=table),
@@ -113,8 +117,10 @@ class Agent:
             config, encoder, self._vectors, guarded, self._follower, self.metrics,
             mode=Mode(mode), monotonic=monotonic,
         )  # fmt: skip
-        capacity = settings.events_queued
-        self._writer = LogWriter(log, self.metrics, capacity=capacity, monotonic=monotonic) if log else None
+        self._writer = None if log is None else LogWriter(
+            log, self.metrics, capacity=settings.events_queued, capacity_bytes=settings.bytes_queued,
+            monotonic=monotonic,
+        )  # fmt: skip
 
     # deciding
 

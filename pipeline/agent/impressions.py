@@ -1,6 +1,7 @@
 """The way of impressions and feedback to the event log: a bounded queue and one thread, so that no page waits for it.
 
-A full queue drops, and counts. Who can send its events again may wait until they are in the log, and takes them back
+A full queue drops, and counts; it is full at a number of events, or of bytes, for events of a large page are a hundred
+times those of a small one, and a log that is down for minutes must not cost the process its memory. Who can send its events again may wait until they are in the log, and takes them back
 if they are not there in time: a log that is down for a while is not left with a copy for each attempt. A log that fails
 is tried again until it answers or the writer is closed; what was appended by a try that failed half-way is appended
 again, and the joiner drops the copy.
@@ -25,10 +26,11 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 class _Parcel:
     """Entries that are taken in, appended and taken back together."""
 
-    __slots__ = ("entries", "settled", "written")
+    __slots__ = ("bytes", "entries", "settled", "written")
 
     def __init__(self, entries: Sequence[Entry], settled: threading.Event | None = None) -> None:
         self.entries = entries
+        self.bytes = sum(len(entry.payload) for entry in entries)
         self.settled = settled  # set once it is known whether they were written; None where nobody waits
         self.written = False
 
@@ -41,14 +43,22 @@ class _Parcel:
 class LogWriter:
     """Owns the thread, not the log."""
 
-    def __init__(self, log: EventLog, metrics: Metrics, *, capacity: int, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        metrics: Metrics,
+        *,
+        capacity: int,
+        capacity_bytes: int,
+        monotonic: Callable[[], float],
+    ) -> None:
         self._log = log
         self._metrics = metrics
-        self._capacity = capacity
+        self._capacity, self._capacity_bytes = capacity, capacity_bytes
         self._monotonic = monotonic
         self._queue: deque[_Parcel] = deque()
         self._in_hand: list[_Parcel] = []  # taken by the thread and not yet in the log
-        self._unwritten = 0  # entries, queued or in hand
+        self._unwritten = self._unwritten_bytes = 0  # of entries, queued or in hand
         self._closing_at_s: float | None = None
         self._ended = False
         self._changed = threading.Condition()
@@ -66,7 +76,7 @@ class LogWriter:
 
     def submit(self, key: str, payload: bytes) -> bool:
         """Take an event in without waiting; False if it was dropped."""
-        refusal = self._put(_Parcel((Entry(key, payload),)), self._capacity)
+        refusal = self._put(_Parcel((Entry(key, payload),)), 1.0)
         if refusal is not None:
             self._metrics.count("events_dropped", reason=refusal)
         return refusal is None
@@ -80,7 +90,7 @@ class LogWriter:
             return True
         settled = threading.Event()
         parcel = _Parcel(entries, settled)
-        if self._put(parcel, (self._capacity + 1) // 2) is not None:
+        if self._put(parcel, 0.5) is not None:
             return False
         settled.wait(timeout_s)
         with self._changed:
@@ -107,29 +117,31 @@ class LogWriter:
             _LOG.error("event log: %d events were not written when the agent closed", left)
         return left == 0
 
-    def _put(self, parcel: _Parcel, room: int) -> str | None:
-        """Why it was not taken in; whole parcels are, so one of them may go beyond the room."""
+    def _put(self, parcel: _Parcel, share: float) -> str | None:
+        """Why it was not taken into this share of the queue; whole parcels are, so one of them may go beyond it."""
         with self._changed:
-            refusal = self._refusal(room)
+            refusal = self._refusal(share)
             if refusal is None:
                 self._queue.append(parcel)
                 self._unwritten += len(parcel.entries)
+                self._unwritten_bytes += parcel.bytes
                 if len(self._queue) == 1:
                     self._changed.notify_all()
         return refusal
 
-    def _refusal(self, room: int) -> str | None:
+    def _refusal(self, share: float) -> str | None:
         if self._closing:
             return "closed"
         if self._ended:
             return "writer_dead"
-        return "queue_full" if self._unwritten >= room else None
+        full = self._unwritten >= share * self._capacity or self._unwritten_bytes >= share * self._capacity_bytes
+        return "queue_full" if full else None
 
     def _take_back(self, parcel: _Parcel) -> None:
         """Unless the thread has it in hand: then it may yet be written, and its copy with it."""
         if parcel in self._queue:
             self._queue.remove(parcel)
-            self._unwritten -= len(parcel.entries)
+            self._done_with(parcel)
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -181,10 +193,14 @@ class LogWriter:
     def _settle(self) -> None:
         with self._changed:
             for parcel in self._in_hand:
-                self._unwritten -= len(parcel.entries)
+                self._done_with(parcel)
                 parcel.settle(written=True)
             self._in_hand.clear()
             self._changed.notify_all()
+
+    def _done_with(self, parcel: _Parcel) -> None:
+        self._unwritten -= len(parcel.entries)
+        self._unwritten_bytes -= parcel.bytes
 
     def _give_up(self) -> None:
         """Nobody shall wait for what is not going to be written, or not in time."""

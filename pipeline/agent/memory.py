@@ -14,8 +14,10 @@ _Fingerprint = tuple[str, str, int, tuple[str, ...]]
 class RetryMemory:
     """Least recently written goes first. Safe for threads."""
 
-    def __init__(self, capacity: int, keep_s: float, monotonic: Callable[[], float]) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int, items: int, keep_s: float, monotonic: Callable[[], float]) -> None:
+        """`capacity`: of pages; `items`: of items of all pages together, for a page may have one or a thousand."""
+        self._capacity, self._most_items = capacity, items
+        self._items = 0
         self._keep_s = keep_s
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -31,11 +33,16 @@ class RetryMemory:
             standing = self._standing(request)
             if standing is not None:
                 return standing
-            self._entries.pop(request.request_id, None)
+            self._forget(self._entries.pop(request.request_id, None))
             self._entries[request.request_id] = self._monotonic(), _fingerprint(request), decision
-            while len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
+            self._items += len(decision.order)
+            while len(self._entries) > self._capacity or self._items > self._most_items:
+                self._forget(self._entries.popitem(last=False)[1])
             return decision
+
+    def _forget(self, entry: tuple[float, _Fingerprint, PageDecision] | None) -> None:
+        if entry is not None:
+            self._items -= len(entry[2].order)
 
     def _standing(self, request: PageRequest) -> PageDecision | None:
         written_s, fingerprint, decision = self._entries.get(request.request_id, (0.0, None, None))

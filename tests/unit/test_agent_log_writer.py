@@ -63,8 +63,9 @@ def log() -> Iterator[GatedLog]:
     log.gate.set()
 
 
-def writer(log: GatedLog, capacity: int = 100) -> LogWriter:
-    return LogWriter(log, Metrics(AGENT), capacity=capacity, monotonic=time.monotonic)
+def writer(log: GatedLog | StepLog, capacity: int = 100, capacity_bytes: int = 10_000) -> LogWriter:
+    made = Metrics(AGENT)
+    return LogWriter(log, made, capacity=capacity, capacity_bytes=capacity_bytes, monotonic=time.monotonic)
 
 
 def test_events_arrive_in_order(log: GatedLog):
@@ -85,6 +86,21 @@ def test_a_full_queue_drops_counts_and_does_not_wait(log: GatedLog):
     log.gate.set()
     assert w.close(LONG_S)
     assert [payload for _, payload in log.entries] == [b"0", b"1", b"2"]
+
+
+def test_a_queue_is_full_of_large_events_long_before_there_are_many(log: GatedLog, threads: ThreadPoolExecutor):
+    """What is written, or taken back, leaves its room to others; who can wait leaves half."""
+    w = writer(log, capacity_bytes=100)
+    assert w.submit("s", b"1" * 40)
+    assert log.entered.wait(LONG_S)
+    assert not w.submit_and_wait(entries(b"2" * 40), 0.0)  # taken in, and back
+    assert [w.submit("s", b"3" * 40), w.submit_and_wait(entries(b"4"), LONGER_S)] == [True, False]
+    assert [w.submit("s", b"5" * 40), w.submit("s", b"6")] == [True, False]
+    log.gate.set()
+    assert w.flush(LONG_S)
+    assert [w.submit("s", b"7" * 40), w.submit("s", b"8")] == [True, True]
+    assert w.close(LONG_S)
+    assert [payload[:1] for _, payload in log.entries] == [b"1", b"3", b"5", b"7", b"8"]
 
 
 def test_a_log_that_fails_is_tried_again(log: GatedLog):
@@ -162,7 +178,7 @@ def eventually(condition) -> None:
 
 def test_who_waits_is_answered_once_its_events_are_in_the_log_whatever_comes_after_them(threads: ThreadPoolExecutor):
     log = StepLog()
-    w = LogWriter(log, Metrics(AGENT), capacity=100, monotonic=time.monotonic)
+    w = writer(log)
     waiting = threads.submit(w.submit_and_wait, entries(b"a", b"b"), LONG_S)
     assert log.entered.acquire(timeout=LONG_S)
     w.submit("s", b"later")
