@@ -5,6 +5,7 @@ Pages of the baseline bucket are encoded too, so that the look-ups logged with t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 from pipeline.agent.acting import Explorer, baseline_actions
 from pipeline.agent.asking import ask_means, usable_means
 from pipeline.agent.buckets import bucket_table, on_canary, slot_of
+from pipeline.agent.examples import Examples
 from pipeline.agent.follower import Follower
 from pipeline.agent.fusion import Scores, UnusableScores, order_by, read_scores
 from pipeline.agent.guarding import PredictionSource
@@ -30,6 +32,8 @@ from pipeline.features.snapshot import Snapshot
 from pipeline.monitoring.metrics import Metrics
 from pipeline.records import Action, DecidedBy, Decision, State
 from pipeline.stores.store import StoreError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Mode(Enum):
@@ -98,6 +102,7 @@ class Decider:
         self._explorer = Explorer(config)
         self._baseline = baseline_actions(config)
         self._baseline_values = tuple(action.value for action in self._baseline)
+        self._examples = Examples(monotonic)
 
     def decide(self, requests: Sequence[PageRequest], deadline_s: float) -> list[Outcome]:
         """`deadline_s` on the monotonic clock. Half of the time is for look-ups, so that the model has the rest."""
@@ -108,7 +113,14 @@ class Decider:
             self._metrics.count("retries")
             self._follower.refresh(deadline_s - self._monotonic())
             drafts = self._ask([self._again(draft) for draft in drafts], deadline_s)
+        for draft in drafts:
+            if draft.trouble is not None and draft.trouble.detail:
+                self._show(draft, draft.trouble.reason, draft.trouble.detail)
         return [self._conclude(draft) for draft in drafts]
+
+    def _show(self, draft: Draft, reason: Reason, detail: str) -> None:
+        kind, page, bucket = reason.value, draft.request.request_id, draft.bucket.name
+        self._examples.show(kind, "%s, for example page %s of bucket %s: %s", kind, page, bucket, detail)
 
     def fall_back(self, request: PageRequest, reason: Reason) -> Outcome:
         """Without store, encoder and model, none of which a page of the baseline bucket needs anyway."""
@@ -140,7 +152,7 @@ class Decider:
         try:
             return replace(draft, pinned=route.choose(tries_canary))
         except Trouble as trouble:
-            return draft.fails(trouble.reason)
+            return draft.fails(trouble.reason, trouble.detail)
 
     def _encode(self, draft: Draft, deadline_s: float) -> Draft:
         if draft.trouble is not None and draft.trouble.reason is Reason.OFF:
@@ -152,6 +164,9 @@ class Decider:
             return self._not_encoded(draft, Reason.BAD_FEATURES, str(error))
         except StoreError as error:
             return self._not_encoded(draft, Reason.STORE, str(error))
+        except Exception as error:  # of one page: it takes none of the others of its batch with it
+            _LOG.exception("unexpected fault while encoding page %s", draft.request.request_id)
+            return self._not_encoded(draft, Reason.INTERNAL, repr(error))
 
     def _prepared(self, draft: Draft) -> Draft:
         prepared = self._encoder.prepare(draft.state)
@@ -159,7 +174,10 @@ class Decider:
 
     def _not_encoded(self, draft: Draft, reason: Reason, detail: str) -> Draft:
         self._metrics.count("pages_not_encoded", reason=reason.value)
-        return draft.fails(reason, detail) if draft.learned else draft
+        if draft.learned:
+            return draft.fails(reason, detail)
+        self._show(draft, reason, detail)
+        return draft
 
     def _ask(self, drafts: list[Draft], deadline_s: float) -> list[Draft]:
         """The drafts with their means, or why they have none. One call per version."""
@@ -183,7 +201,7 @@ class Decider:
                 raise Trouble(Reason.TIMEOUT, "no time was left for the model")
             answers = self._answers(drafts, pinned, inputs, deadline_s - asked_s)
         except Trouble as trouble:
-            return [draft.fails(trouble.reason, str(trouble)) for draft in drafts]
+            return [draft.fails(trouble.reason, trouble.detail) for draft in drafts]
         role = self._follower.route(pinned.policy).role(pinned)
         self._metrics.observe("predict_seconds", self._monotonic() - asked_s, policy=pinned.policy, role=role)
         return answers
@@ -202,7 +220,7 @@ class Decider:
         try:
             return replace(draft, means=usable_means(row, self._config.action))
         except Trouble as trouble:
-            return draft.fails(trouble.reason, str(trouble))
+            return draft.fails(trouble.reason, trouble.detail)
 
     def _again(self, draft: Draft) -> Draft:
         return self._pin(replace(draft, trouble=None, pinned=None)) if _not_served(draft) else draft
@@ -215,7 +233,8 @@ class Decider:
             return (
                 self._baseline_outcome(draft, draft.scores) if baseline else self._policy_outcome(draft, draft.scores)
             )
-        except UnusableScores:  # finite ones that the formula turns into infinite ones
+        except UnusableScores as error:  # finite ones that the formula turns into infinite ones
+            self._show(draft, Reason.SCORES, str(error))
             return self._received(draft)
 
     def _policy_outcome(self, draft: Draft, scores: Scores) -> Outcome:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
+from pipeline.agent.examples import Examples
 from pipeline.agent.policies import Pinned, Pinner, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.monitoring.metrics import Metrics
@@ -50,6 +51,7 @@ class Follower:
         self._every_s, self._heartbeat_s = every_s, heartbeat_s
         self._clock_ms, self._monotonic, self._usage = clock_ms, monotonic, usage
         self._routes: Mapping[str, Route] = {policy: Route() for policy in policies}  # replaced as a whole
+        self._examples = Examples(monotonic)
         self._fresh_at_s: float | None = None
         self._said_at_s = -heartbeat_s
         self._turn = threading.Condition()
@@ -146,6 +148,7 @@ class Follower:
 
     def _failed(self, trouble: Trouble) -> None:
         self._metrics.count("pin_failures", reason=trouble.reason.value)
+        self._examples.show(trouble.reason.value, "a version that was published cannot be used: %s", trouble)
 
     def _say(self) -> None:
         now_s = self._monotonic()

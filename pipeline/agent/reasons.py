@@ -28,4 +28,4 @@ class Trouble(Exception):
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
-        self.reason = reason
+        self.reason, self.detail = reason, detail

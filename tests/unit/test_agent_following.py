@@ -122,6 +122,16 @@ def test_the_version_before_stays_while_the_next_cannot_be_built(world: World):
         )
 
 
+def test_the_log_says_why_a_version_cannot_be_used(world: World, caplog: pytest.LogCaptureFixture):
+    served = world.publish(7)
+    world.store.values.pop(parameters_key("fd", served.parameters))
+    with world.agent() as agent:
+        eventually(lambda: agent.metrics.total("pin_failures", reason="store") > 3)
+    assert [r.getMessage() for r in caplog.records if served.parameters in r.getMessage()] == [
+        f"a version that was published cannot be used: store: it has no parameters {served.parameters}"
+    ]
+
+
 def test_the_version_in_use_stays_while_the_store_has_lost_the_pointer(world: World):
     world.publish(7)
     with world.agent() as agent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 
@@ -141,6 +142,45 @@ def test_unusable_scores_keep_the_received_order_and_no_action_is_claimed(world:
     assert decided.decision.actions == ()
     assert impression.items[1].pay_score in (None, -1.0)  # JSON has no NaN
     assert world.server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("session", "changes", "reply", "said"),
+    [
+        (TREATED[0], {}, raising(BadRequest("input dense: 2 rows")), "refused, for example page a of bucket treated"),
+        (TREATED[0], {}, raising(BadRequest("input dense: 2 rows")), "input dense: 2 rows"),
+        (TREATED[0], {}, answer(np.full((1, 1), 1.6, np.float32)), "a: expected a number from 0.5 to 1.5, found 1.6"),
+        (TREATED[0], {"user": {"ctr": "high"}}, None, "expected a finite number, found 'high'"),
+        (CONTROL[0], {"user": {"ctr": "high"}}, None, "bad_features, for example page a of bucket control"),
+        (CONTROL[0], {"items": (Item("p", 0.1, -1.0),)}, None, "item p: expected a finite pay_score"),
+        (CONTROL[0], {"items": (Item("p", 1e300, 1e300),)}, None, "item at 0: expected scores that fuse to a number"),
+    ],
+)
+def test_the_log_has_an_example_of_the_trouble_and_not_a_line_for_each_page(
+    world: World, caplog: pytest.LogCaptureFixture, session: str, changes, reply, said: str
+):
+    world.publish(7)
+    world.server.reply = reply or world.server.healthy
+    now_s = 100.0
+    with caplog.at_level(logging.WARNING), world.agent(monotonic=lambda: now_s) as agent:
+        for name in "abc":
+            agent.decide(page(session, request_id=name, **changes), LONG_S)
+        assert [said in record.getMessage() for record in caplog.records] == [True]
+        now_s += 60.0
+        agent.decide(page(session, request_id="d", **changes), LONG_S)
+        assert len(caplog.records) == 2
+
+
+def test_one_page_that_meets_a_fault_of_ours_leaves_the_others_of_its_batch_alone(world: World):
+    world.publish(7)
+    with world.agent() as agent:
+        prepare = agent._decider._encoder.prepare
+        agent._decider._encoder.prepare = lambda state: 1 / 0 if state.user["ctr"] == 0.25 else prepare(state)
+        odd = {"user": {"ctr": 0.25}}
+        pages = [page(TREATED[0]), page(TREATED[1], **odd), page(CONTROL[0], **odd), page(TREATED[2])]
+        batch = agent.decide_many(pages, LONG_S)
+    assert [b.decision.fallback_reason for b in batch] == [None, "internal", None, None]
+    assert [b.decision.decided_by.value for b in batch] == ["policy", "fallback", "baseline", "policy"]
 
 
 def test_shedding_asks_nobody(world: World):
