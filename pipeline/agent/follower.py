@@ -6,8 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 
-import msgspec
-
 from pipeline.agent.examples import Examples
 from pipeline.agent.policies import Pinned, Pinner, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
@@ -18,7 +16,7 @@ from pipeline.stores.published import (
     Served,
     Usage,
     forget_agents,
-    read_pointers,
+    readable_pointers,
     write_heartbeat,
 )
 from pipeline.stores.store import KeyValueStore, StoreError
@@ -107,10 +105,9 @@ class Follower:
 
     def _look(self) -> None:
         try:
-            pointers = read_pointers(self._store, self._prefix, self._policies)
-        except (StoreError, msgspec.MsgspecError) as error:
-            self._metrics.count("pointer_errors")
-            _LOG.warning("pointers: %s", error)
+            pointers = readable_pointers(self._store, self._prefix, self._policies, self._unreadable)
+        except StoreError as error:
+            self._unreadable(error)
             if self._fresh_at_s is None:
                 self._routes = {policy: Route(trouble=Reason.STORE) for policy in self._policies}
             return
@@ -120,17 +117,18 @@ class Follower:
             return
         self._follow(pointers)
 
+    def _unreadable(self, error: StoreError) -> None:
+        self._metrics.count("pointer_errors")
+        _LOG.warning("pointers: %s", error)
+
     def _follow(self, pointers: dict[str, Pointer]) -> None:
+        """A policy whose pointer cannot be read stays as it is, and holds up no other."""
         self._switch_off(pointers)
-        try:
-            routes = {
-                policy: next_route(policy, self._routes[policy], pointer, self._pinner.pin, self._failed)
-                for policy, pointer in pointers.items()
-            }
-        except Exception:
-            self._metrics.count("pointer_errors")
-            _LOG.exception("pointers: unexpected fault")
-            return
+        built = self._built(pointers)
+        routes = {
+            policy: built.get(policy) or (route if route.stable else route._replace(trouble=Reason.STORE))
+            for policy, route in self._routes.items()
+        }
         self._routes = routes
         for policy, route in routes.items():
             self._metrics.gauge("served_version", route.stable.served.version if route.stable else 0, policy=policy)
@@ -139,11 +137,47 @@ class Follower:
             self._fresh_at_s = self._monotonic()
             self._turn.notify_all()
 
+    def _built(self, pointers: dict[str, Pointer]) -> dict[str, Route]:
+        """The routes that follow. Building a version may take seconds: meanwhile switches are looked for as ever."""
+        built: dict[str, Route] = {}
+        off: set[str] = set()
+
+        def build() -> None:
+            for policy, pointer in pointers.items():
+                built[policy] = self._next(policy, pointer)
+
+        builder = threading.Thread(target=build, name="versions", daemon=True)
+        builder.start()
+        builder.join(self._every_s)
+        while builder.is_alive() and not self._closing:
+            off |= self._switched_off_meanwhile()
+            builder.join(self._every_s)
+        return {policy: route._replace(off=route.off or policy in off) for policy, route in list(built.items())}
+
+    def _next(self, policy: str, pointer: Pointer) -> Route:
+        before = self._routes[policy]
+        try:
+            return next_route(policy, before, pointer, self._pinner.pin, self._failed)
+        except Exception:  # of one policy: the others' versions and switches do not wait for it
+            self._metrics.count("pointer_errors")
+            _LOG.exception("pointers: unexpected fault with %s", policy)
+            return before._replace(off=pointer.off)
+
+    def _switched_off_meanwhile(self) -> set[str]:
+        try:
+            pointers = readable_pointers(self._store, self._prefix, self._policies, lambda error: None)
+        except Exception as error:  # the next look says it louder
+            _LOG.warning("pointers: %s", error)
+            return set()
+        self._switch_off(pointers)
+        return {policy for policy, pointer in pointers.items() if pointer.off}
+
     def _switch_off(self, pointers: dict[str, Pointer]) -> None:
         """At once: building a version may take seconds, and the kill switch is not to wait for it."""
-        if any(pointer.off and not self._routes[policy].off for policy, pointer in pointers.items()):
+        off = {policy for policy, pointer in pointers.items() if pointer.off and not self._routes[policy].off}
+        if off:
             self._routes = {
-                policy: route._replace(off=route.off or pointers[policy].off) for policy, route in self._routes.items()
+                policy: route._replace(off=route.off or policy in off) for policy, route in self._routes.items()
             }
 
     def _failed(self, trouble: Trouble) -> None:

@@ -1,10 +1,10 @@
 """The way of impressions and feedback to the event log: a bounded queue and one thread, so that no page waits for it.
 
-A full queue drops, and counts; it is full at a number of events, or of bytes: events of a large page are a hundred times
-those of a small one, and a log that is down for minutes must not cost the process its memory. Who can send its events
-again may wait until they are in the log, and takes them back if they are not there in time: a log that is down for a
-while is not left with a copy for each attempt. A log that fails is tried again until it answers or the writer is
-closed; what was appended by a try that failed half-way is appended again, and the joiner drops the copy.
+A full queue drops, and counts; it is full at a number of events, or of bytes: events of a large page are a hundred
+times those of a small one, and a log that is down for minutes must not cost the process its memory. Who can send its
+events again may wait until they are in the log, and takes them back if they are not there in time: a log that is down
+for a while is not left with a copy for each attempt. A log that fails is tried again until it answers or the writer
+is closed; what was appended by a try that failed half-way is appended again, and the joiner drops the copy.
 """
 
 from __future__ import annotations

@@ -140,6 +140,20 @@ def read_pointers(store: KeyValueStore, prefix: str, policies: tuple[str, ...]) 
     }
 
 
+def readable_pointers(
+    store: KeyValueStore, prefix: str, policies: tuple[str, ...], spoilt: Callable[[StoreError], None]
+) -> dict[str, Pointer]:
+    """The same of those policies whose pointers can be read; `spoilt` hears of the others."""
+    keys = [pointer_key(prefix, policy) for policy in policies]
+    found = {}
+    for policy, key, value in zip(policies, keys, store.get_many(keys), strict=True):
+        try:
+            found[policy] = Pointer() if value is None else decode_record(key, value, Pointer)
+        except StoreError as error:
+            spoilt(error)
+    return found
+
+
 def change_pointer(
     store: KeyValueStore, prefix: str, policy: str, change: Callable[[Pointer], Pointer]
 ) -> tuple[Pointer, Pointer]:

@@ -14,12 +14,14 @@ from pipeline.agent.agent import AgentSettings
 from pipeline.agent.buckets import on_canary
 from pipeline.agent.policies import Pinned, Route, next_route
 from pipeline.agent.reasons import Reason, Trouble
+from pipeline.config.reading import parse_config
 from pipeline.config.schema import Guard
+from pipeline.features.inputs import model_inputs
 from pipeline.features.snapshot import Snapshot
 from pipeline.records import DecidedBy
 from pipeline.serving.client import TensorSpec
 from pipeline.serving.errors import NotServed
-from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, agent_key, parameters_key
+from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, agent_key, parameters_key, pointer_key
 from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, answer, eventually, page
 
 
@@ -53,6 +55,92 @@ def test_the_kill_switch_does_not_wait_for_a_version_that_is_being_built(world: 
         )
         assert not built.is_set()
         built.set()
+
+
+def test_nor_for_one_that_was_being_built_before_and_a_switch_that_was_released_is_followed_as_well(world: World):
+    world.publish(7)
+    begun, built = threading.Event(), threading.Event()
+    asked = iter(range(10**6))
+
+    def reason(agent) -> str | None:
+        return agent.decide(page(TREATED[0], request_id=f"r{next(asked)}"), LONG_S).decision.fallback_reason
+
+    with world.agent() as agent:
+        metadata = world.server.metadata
+        world.server.metadata = lambda *args: (begun.set(), built.wait(LONG_S), metadata(*args))[-1]
+        served = world.publish(8, mean=0.2)
+        assert begun.wait(LONG_S)
+        world.point(stable=served, off=True)
+        eventually(lambda: reason(agent) == "off")
+        assert not built.is_set()
+        built.set()
+        eventually(lambda: agent._follower.route("rl").stable.served.version == 8)
+        assert reason(agent) == "off"
+        world.point(stable=served)
+        eventually(lambda: reason(agent) is None)
+
+
+TWO = parse_config("""
+schema_version: 1
+name: feed
+kv_prefix: fd
+features: [{name: ctr, kind: dense, source: user.ctr}]
+fusion: {kind: pay_plus_a_phi, phi: 0.05}
+action: [{name: a, baseline: 1.0, range: [0.5, 1.5]}]
+reward: {weights: {click: 1.0}}
+algorithm: {kind: ddpg, gamma: 0.9}
+policies: [{name: base, kind: baseline}, {name: rl, kind: learned}, {name: odd, kind: learned}]
+buckets:
+  salt: s
+  unit: session_id
+  assign:
+    - {name: control, policy: base, slots: [0, 49]}
+    - {name: treated, policy: rl, slots: [50, 69]}
+    - {name: odd, policy: odd, slots: [70, 99]}
+""")
+
+
+@pytest.mark.parametrize("spoilt", ["pointer", "metadata"])
+def test_a_policy_that_cannot_be_followed_holds_up_no_other_and_not_its_switch(world: World, spoilt: str):
+    initial = Snapshot.initial(TWO)
+    world.store.put(parameters_key("fd", initial.sha256), initial.to_bytes())
+    world.server.signature = {i.name: TensorSpec(i.dtype, (None, *i.shape)) for i in model_inputs(TWO)}
+    metadata = world.server.metadata
+
+    def point(policy: str, version: int, **pointer) -> None:
+        record = Pointer(stable=Served(version, initial.sha256), **pointer)
+        world.store.put(pointer_key("fd", policy), msgspec.json.encode(record))
+
+    def of_odd(model: str, version: int, timeout_s: float):
+        if model == "feed_odd" and version == 8:
+            raise ValueError("not what a model server says")
+        return metadata(model, version, timeout_s)
+
+    world.server.metadata = of_odd
+    point("odd", 7)
+    point("rl", 7)
+    with world.agent(config=TWO) as agent:
+        route = agent._follower.route
+        eventually(lambda: route("odd").stable is not None)
+        if spoilt == "pointer":
+            world.store.put(pointer_key("fd", "odd"), b"spoilt")
+        else:
+            point("odd", 8)
+        point("rl", 8, off=True)
+        eventually(lambda: route("rl").off and route("rl").stable.served.version == 8)
+        assert route("odd").stable.served.version == 7
+        eventually(lambda: agent.metrics.total("pointer_errors") > 1)
+        assert agent.problems() == ()
+        point("odd", 7, off=True)
+        eventually(lambda: route("odd").off)
+        point("odd", 9)
+        eventually(lambda: route("odd").stable.served.version == 9 and not route("odd").off)
+
+
+def test_a_pointer_that_never_could_be_read_is_the_stores_trouble(world: World):
+    world.store.put(pointer_key("fd", "rl"), b"spoilt")
+    with world.agent() as agent:
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "store"
 
 
 def test_an_agent_in_mode_off_asks_nobody(world: World):
