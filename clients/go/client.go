@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"pageturn/clients/go/agentpb"
@@ -25,10 +27,22 @@ type Client struct {
 	agent      agentpb.AgentClient
 }
 
-// New connects in the background; dns:///NAME:PORT spreads calls over all agents that have the name.
+// gRPC's own pauses between attempts to connect grow to two minutes, in which an agent that is back gets no page.
+var connecting = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
+	MinConnectTimeout: 5 * time.Second,
+}
+
+// A host that vanished says nothing: its share of the pages would be lost until the kernel gives up, minutes later.
+var alive = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}
+
+// New connects in the background; dns:///NAME:PORT spreads calls over all agents that have the name. An agent that was
+// away is found again about half a second after its return.
 func New(target string, options ...grpc.DialOption) (*Client, error) {
 	options = append([]grpc.DialOption{
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		grpc.WithConnectParams(connecting),
+		grpc.WithKeepaliveParams(alive),
 	}, options...)
 	connection, err := grpc.NewClient(target, options...)
 	if err != nil {

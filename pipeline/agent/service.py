@@ -29,6 +29,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _NO_DEADLINE_S = 1e6
 _WAY_BACK, _LONGEST_WAY_BACK_S = 0.1, 0.25  # share of the caller's time that is kept for the reply, and its limit
+_LONGEST_CALL_MS, _LEAST_PING_MS = 60_000, 10_000
 _SHEDDERS = 4  # threads beyond those that may wait, for the policy or the log: they answer the baseline, or refuse
 _SEND_AGAIN = "the events are not known to be in the event log; send them again, with the same event ids"
 
@@ -46,6 +47,7 @@ class ServiceSettings(Struct, frozen=True, forbid_unknown_fields=True):
     least_timeout_s: float = 0.003  # with less left there is no point in asking the policy
     ready_within_s: float = 10.0  # pages are taken after the first look at the pointers, or after this long
     watch_every_s: float = 1.0
+    connection_s: float = 300.0  # then callers connect anew, and find agents that were added meanwhile
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
@@ -184,6 +186,9 @@ def _server(settings: ServiceSettings, gates: Sequence[grpc.ServerInterceptor]) 
     options = [
         ("grpc.so_reuseport", 0),  # otherwise two agents would share a port, each with half of the calls
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_connection_age_ms", round(settings.connection_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", _LONGEST_CALL_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MS),  # or callers' keepalive would be an offence
     ]
     size = settings.concurrency + settings.reports + _SHEDDERS  # so that neither kind of wait can take all threads
     threads = ThreadPoolExecutor(size, thread_name_prefix="grpc")

@@ -29,6 +29,7 @@ from pipeline.agent.client import AgentClient, Reporter
 from pipeline.agent.service import (
     BACKGROUND,
     SERVICE,
+    AgentService,
     RunningService,
     ServiceError,
     ServiceSettings,
@@ -287,6 +288,32 @@ def test_the_callers_deadline_holds_for_the_model_and_leaves_time_for_the_reply(
     agent.Decide(page(), timeout=timeout_s)
     [left_s] = world.models.left_s
     assert 0 < left_s <= for_the_model_s  # gRPC sends a timeout with three digits, rounded up
+
+
+def test_callers_connect_anew_now_and_then_so_that_added_agents_get_pages(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    """A name is looked up when a connection ends: without an end the agents of the first day have all of the pages."""
+    peers = set()
+    decide = AgentService.Decide
+
+    def noted(self: AgentService, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:
+        peers.add(context.peer())
+        return decide(self, request, context)
+
+    monkeypatch.setattr(AgentService, "Decide", noted)
+    running = serve(world.agent, 0, settings=ServiceSettings(connection_s=0.5))
+    until_s = time.monotonic() + LONG_S
+    with AgentClient(f"127.0.0.1:{running.port}") as client:
+        assert client.wait_ready(LONG_S)
+        asked = 0
+        while len(peers) < 3:  # no call fails meanwhile
+            assert time.monotonic() < until_s, peers
+            asked += 1
+            client.decide(
+                PageRequest(f"r{asked}", "u", CONTROL[0], asked, (Item("x", 0.9, 0.0),), {"ctr": 0.25}), LONG_S
+            )
+    running.stop()
 
 
 def test_a_dead_model_server_costs_the_policy_not_the_page(world: World, agent: AgentStub):

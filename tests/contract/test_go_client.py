@@ -44,6 +44,12 @@ def example(go: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def test_its_own_tests_pass(go: str) -> None:
+    command = [go, "test", "-mod=readonly", "-count=1", "."]
+    done = subprocess.run(command, cwd=CLIENT, capture_output=True, text=True, timeout=BUILD_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture
 def run(example: Path) -> Run:
     def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:

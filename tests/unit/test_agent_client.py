@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc
-from pipeline.agent.client import AgentClient, Reporter
+from pipeline.agent.client import _OPTIONS, AgentClient, Reporter
 from pipeline.agent.requests import AgentRequestError, PageRequest
 from pipeline.agent.translate import from_feedback, from_page, to_feedback, to_page
 from pipeline.records import Feedback, FeedbackKind, Item
@@ -378,3 +378,11 @@ def test_a_reporter_whose_client_is_gone_says_so_and_keeps_nobody_waiting(caplog
     assert reporter.close(600.0) == 2
     assert reporter.dropped == 1
     assert "the reporter died; events are dropped from now on" in caplog.text
+
+
+def test_a_host_that_vanished_is_noticed_within_a_minute():
+    """Measured with one of two agents behind a line that swallows everything: without keepalive half of the pages were
+    lost for as long as one looked, with it for 35 s. What is said here is the promise, which would take that long."""
+    options = dict(_OPTIONS)
+    assert 10_000 <= options["grpc.keepalive_time_ms"] <= 30_000  # more often than a server allows ends the connection
+    assert options["grpc.keepalive_timeout_ms"] <= 5_000
