@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from pipeline.agent.deciding import Decider, Mode, Outcome
 from pipeline.agent.follower import Follower
-from pipeline.agent.guarding import Breaker, GuardedServer, PredictionSource
+from pipeline.agent.guarding import Breaker, GuardedServer, PredictionSource, noted
 from pipeline.agent.impressions import LogWriter
 from pipeline.agent.lookups import TimelyVectors
 from pipeline.agent.memory import RetryMemory
@@ -110,7 +110,7 @@ class Agent:
             usage=self._usage,
         )
         encoder = Encoder(config, self._vectors)
-        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, monotonic)
+        breaker = Breaker(settings.breaker_failures, settings.breaker_pause_s, monotonic, noted(self.metrics))
         timed = MeteredServer(model_server, self._meter, monotonic) if self._meter else model_server
         guarded = GuardedServer(timed, breaker, self.metrics, monotonic, settings.first_attempt)
         self._decider = (Decider if config.ranking is None else RankingDecider)(

@@ -33,8 +33,16 @@ class Avoided(ServingError):
 class Breaker:
     """Safe for threads."""
 
-    def __init__(self, failures: int, pause_s: float, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        failures: int,
+        pause_s: float,
+        monotonic: Callable[[], float],
+        changed: Callable[[bool], None] = lambda is_open: None,
+    ) -> None:
+        """`changed` hears, in the order in which it happens, that it opened or closed."""
         self._limit, self._pause_s, self._monotonic = failures, pause_s, monotonic
+        self._changed = changed
         self._lock = threading.Lock()
         self._failures = 0  # in a row
         self._next_s = 0.0  # when the next call may be tried, while it is open
@@ -54,18 +62,30 @@ class Breaker:
                 return True
             return False
 
-    def failed(self) -> bool:
-        """Says whether this opened it."""
+    def failed(self) -> None:
         with self._lock:
             self._failures += 1
             if self._failures == self._limit:
                 self._next_s = self._monotonic() + self._pause_s
-            return self._failures == self._limit
+                self._changed(True)
 
     def answered(self) -> None:
         if self._failures:
             with self._lock:
-                self._failures = 0
+                was_open, self._failures = self.is_open, 0
+                if was_open:
+                    self._changed(False)
+
+
+def noted(metrics: Metrics) -> Callable[[bool], None]:
+    """For the breaker: so that the gauge says what it is, whichever of two threads is quicker."""
+
+    def note(is_open: bool) -> None:
+        metrics.gauge("breaker_open", int(is_open))
+        if is_open:
+            metrics.count("breaker_opened")
+
+    return note
 
 
 class GuardedServer:
@@ -107,20 +127,10 @@ class GuardedServer:
             prediction = self._server.predict(model, inputs, version=version, timeout_s=timeout_s)
         except (Unavailable, TooLate) as error:
             if isinstance(error, Unavailable) or timeout_s >= _SHORT_S:
-                self._failed()
+                self._breaker.failed()
             raise
         except ServingError:
-            self._answered()
+            self._breaker.answered()
             raise
-        self._answered()
-        return prediction
-
-    def _failed(self) -> None:
-        if self._breaker.failed():
-            self._metrics.count("breaker_opened")
-            self._metrics.gauge("breaker_open", 1)
-
-    def _answered(self) -> None:
-        if self._breaker.is_open:
-            self._metrics.gauge("breaker_open", 0)
         self._breaker.answered()
+        return prediction

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+
+import threading
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from pipeline.agent.agent import AgentSettings
-from pipeline.agent.guarding import Breaker, GuardedServer
+from pipeline.agent.guarding import Breaker, GuardedServer, noted
 from pipeline.monitoring.catalogue import AGENT
 from pipeline.monitoring.metrics import Metrics
 from pipeline.records import DecidedBy
@@ -40,8 +42,9 @@ class Server:
 
 
 def guarded(server: Server, metrics: Metrics | None = None, first_attempt: float = 1.0) -> Callable[..., Prediction]:
-    breaker = Breaker(LIMIT, PAUSE_S, server.monotonic)
-    made = GuardedServer(server, breaker, metrics or Metrics(AGENT), server.monotonic, first_attempt)
+    metrics = metrics or Metrics(AGENT)
+    breaker = Breaker(LIMIT, PAUSE_S, server.monotonic, noted(metrics))
+    made = GuardedServer(server, breaker, metrics, server.monotonic, first_attempt)
     return lambda timeout_s=1.0: made.predict("m", {}, version=7, timeout_s=timeout_s)
 
 
@@ -112,7 +115,7 @@ def test_an_attempt_that_opens_it_and_the_call_that_is_let_through_are_not_repea
 def test_while_it_is_open_one_call_per_pause_is_let_through():
     server = Server()
     breaker = Breaker(1, PAUSE_S, server.monotonic)
-    assert breaker.failed()
+    breaker.failed()
     assert not breaker.admits()
     server.now_s += PAUSE_S
     assert [breaker.admits() for _ in range(3)] == [True, False, False]
@@ -130,6 +133,26 @@ def test_a_page_that_had_hardly_any_time_says_nothing_about_the_server():
     server = Server([TooLate("late")] * 10)
     call = guarded(server)
     assert {ends(lambda: call(0.01)) for _ in range(10)} == {"TooLate"}
+
+
+def test_the_gauge_says_what_the_breaker_is_whichever_thread_is_quicker():
+    """An answer that comes while the failure that opens it is being noted: 1 stayed for good, and the alert with it."""
+    server, metrics = Server([TooLate("hangs")] * LIMIT), Metrics(AGENT)
+    call, gauge, late = guarded(server, metrics), metrics.gauge, []
+
+    def while_an_answer_comes(name: str, value: float, **labels: str) -> None:
+        if value == 1:
+            late.append(threading.Thread(target=call))
+            server.now_s += PAUSE_S  # so that the other call is let through
+            late[0].start()
+            late[0].join(0.2)
+        gauge(name, value, **labels)
+
+    metrics.gauge = while_an_answer_comes
+    assert [ends(call) for _ in range(LIMIT)] == ["TooLate"] * LIMIT
+    late[0].join(LONG_S)
+    assert ends(call) == "answer"
+    assert metrics.total("breaker_open") == 0
 
 
 def test_pages_get_the_baseline_at_once_while_the_server_is_left_alone():
