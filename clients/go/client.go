@@ -34,7 +34,7 @@ var connecting = grpc.ConnectParams{
 }
 
 // A host that vanished says nothing: its share of the pages would be lost until the kernel gives up, minutes later.
-var alive = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}
+var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}
 
 // New connects in the background; dns:///NAME:PORT spreads calls over all agents that have the name. An agent that was
 // away is found again about half a second after its return.

@@ -138,9 +138,9 @@ class Agent:
         further_s = self._settings.reserve_page_s * max(pages - 1, 0)
         return min(self._settings.reserve_s, timeout_s / 10) + min(further_s, timeout_s / 2)
 
-    def shed(self, request: PageRequest) -> PageDecision:
-        """The baseline at once: for a caller who has no capacity left to wait for the policy."""
-        return _one(self._answer((request,), lambda pages: self._fall_back(pages, Reason.OVERLOADED)))
+    def shed(self, request: PageRequest, reason: Reason = Reason.OVERLOADED) -> PageDecision:
+        """The baseline at once: for a caller who has no capacity, or no time, left to wait for the policy."""
+        return _one(self._answer((request,), lambda pages: self._fall_back(pages, reason)))
 
     def _answer(
         self, requests: Sequence[PageRequest], decide: Callable[[list[PageRequest]], list[Outcome]]

@@ -35,7 +35,7 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     # A host that vanished says nothing: its share of the pages would be lost until the kernel gives up, minutes later.
-    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),  # also the TCP user timeout
     # over all addresses of a headless service; pick_first would send all pages to one agent
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),

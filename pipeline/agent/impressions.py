@@ -61,6 +61,7 @@ class LogWriter:
         self._unwritten = self._unwritten_bytes = 0  # of entries, queued or in hand
         self._closing_at_s: float | None = None
         self._ended = False
+        self._closed: bool | None = None  # whether nothing had to be dropped
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
         self._thread.start()
@@ -106,11 +107,14 @@ class LogWriter:
     def close(self, timeout_s: float) -> bool:
         """Write what is left for as long as the time allows; False if something had to be dropped."""
         with self._changed:
+            if self._closed is not None:
+                return self._closed
             self._closing_at_s = self._monotonic() + timeout_s
             self._changed.notify_all()
         self._thread.join(timeout_s)
         with self._changed:
             left = self._unwritten
+            self._closed = left == 0
             self._give_up()
         if left:
             self._metrics.count("events_dropped", left, reason="closed")

@@ -130,11 +130,17 @@ def _features(where: str, features: Features) -> Features:
     admitted: Features = {}
     for name, value in features.items():
         try:
-            admitted[_text("", name)] = _list(value) if isinstance(value, tuple | list) else _scalar(value)
+            admitted[_name(name)] = _list(value) if isinstance(value, tuple | list) else _scalar(value)
         except AgentRequestError as error:
             msg = f"{where}.{name!s}{error}"
             raise AgentRequestError(msg) from error
     return admitted
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        _refuse("", "a name that is text", repr(name))
+    return _text("", name)
 
 
 def _list(values: Sequence[object]) -> tuple[Scalar, ...] | None:
@@ -153,7 +159,7 @@ def _scalar(value: object) -> Scalar | None:
     kind = type(value)
     if kind is float:
         return value if math.isfinite(value) else None  # type: ignore[arg-type, return-value]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # as a long double's still is
         return _scalar(value.item())
     if isinstance(value, str):
         return _text("", value)

@@ -19,6 +19,7 @@ from msgspec import Struct
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc, translate
 from pipeline.agent.agent import Agent, AgentRequestError, PageDecision, PageRequest
+from pipeline.agent.reasons import Reason
 from pipeline.errors import PageturnError
 
 SERVICE = "pageturn.v1.Agent"
@@ -29,7 +30,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _NO_DEADLINE_S = 1e6
 _WAY_BACK, _LONGEST_WAY_BACK_S = 0.1, 0.25  # share of the caller's time that is kept for the reply, and its limit
-_LONGEST_CALL_MS, _LEAST_PING_MS = 60_000, 10_000
+_LONGEST_CALL_MS, _LEAST_PING_MS = 60_000, 5_000
 _SHEDDERS = 4  # threads beyond those that may wait, for the policy or the log: they answer the baseline, or refuse
 _SEND_AGAIN = "the events are not known to be in the event log; send them again, with the same event ids"
 
@@ -99,8 +100,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             self._reports_free.release()
 
     def _answer(self, pages: list[PageRequest], timeout_s: float) -> list[PageDecision | AgentRequestError]:
-        if timeout_s < self._settings.least_timeout_s or not self._free.acquire(blocking=False):
-            return [_shed(self._agent, page) for page in pages]
+        if timeout_s < self._settings.least_timeout_s:
+            return [_shed(self._agent, page, Reason.TIMEOUT) for page in pages]
+        if not self._free.acquire(blocking=False):
+            return [_shed(self._agent, page, Reason.OVERLOADED) for page in pages]
         try:
             return self._agent.decide_many(pages, timeout_s)
         finally:
@@ -220,9 +223,9 @@ def _translated(message: pb.DecideRequest) -> PageRequest | AgentRequestError:
         return error
 
 
-def _shed(agent: Agent, page: PageRequest) -> PageDecision | AgentRequestError:
+def _shed(agent: Agent, page: PageRequest, reason: Reason) -> PageDecision | AgentRequestError:
     try:
-        return agent.shed(page)
+        return agent.shed(page, reason)
     except AgentRequestError as error:
         return error
 

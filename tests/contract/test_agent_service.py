@@ -323,6 +323,16 @@ def test_a_dead_model_server_costs_the_policy_not_the_page(world: World, agent: 
     assert list(decided.item_ids) == ["y", "x"]
 
 
+def test_a_call_with_hardly_any_time_left_gets_the_baseline_for_want_of_time_and_not_of_agents(world: World):
+    """`overloaded` means that there are too few agents, and has somebody add some."""
+    running = serve(world.agent, 0, settings=ServiceSettings(default_timeout_s=0.001))
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        decided = AgentStub(channel).Decide(page())
+    assert (decided.decided_by, decided.fallback_reason) == (pb.DECIDED_BY_FALLBACK, "timeout")
+    assert not world.models.asked.acquire(blocking=False)
+    running.stop()
+
+
 def test_calls_beyond_the_capacity_get_the_baseline_at_once(world: World, agent: AgentStub):
     world.models.gate.clear()
     stuck = [agent.Decide.future(page(TREATED[i]), timeout=LONG_S) for i in range(2)]

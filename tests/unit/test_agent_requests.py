@@ -77,6 +77,8 @@ def test_a_request_id_used_for_another_page_is_decided_anew(world: World):
         ({"page": {"nested": ((1,),)}}, r"page.nested: expected a number of 64 bits, text.* found \(1,\)"),
         ({"page": {"gap": (1, None)}}, r"page.gap: expected a list of numbers, texts, .* found 1 without a value"),
         ({"user": {"text": "\ud800"}}, "user.text: expected text that UTF-8 can encode"),
+        ({"user": {7: 1.0}}, "user.7: expected a name that is text, found 7"),
+        ({"user": {"fine": np.longdouble(1)}}, "user.fine: expected a number of 64 bits, text, .* found .*longdouble"),
         ({"context": {"long": "x" * 10**6}}, "request treated-1/0: expected an impression of at most 1000000 bytes"),
     ],
 )
