@@ -34,9 +34,11 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
-    # A host that vanished says nothing: its share of the pages would be lost until the kernel gives up, minutes later.
+    # A host that vanished, or a process that stands still, says nothing: its share of the pages would be lost until the
+    # kernel gives up, minutes later, or for good.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),  # also the TCP user timeout
+    ("grpc.http2.ping_timeout_ms", 5_000),  # of a ping that was under way, which is waited for first: a minute else
     # over all addresses of a headless service; pick_first would send all pages to one agent
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
 )

@@ -37,6 +37,7 @@ _OPTIONS = {
     "grpc.max_send_message_length": -1,
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 5_000,  # also the TCP user timeout: a vanished host is noticed this soon
+    "grpc.http2.ping_timeout_ms": 5_000,  # and a process that stands still: a ping under way has a minute else
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 2_000,  # the default of 2 minutes would outlast a restarted server by far
     "grpc.use_local_subchannel_pool": 1,
