@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from msgspec import Struct
 
 from pipeline.agent import agent_pb2 as pb
@@ -32,6 +32,7 @@ _NO_DEADLINE_S = 1e6
 _WAY_BACK, _LONGEST_WAY_BACK_S = 0.1, 0.25  # share of the caller's time that is kept for the reply, and its limit
 _LONGEST_CALL_MS, _LEAST_PING_MS = 60_000, 5_000
 _SHEDDERS = 4  # threads beyond those that may wait, for the policy or the log: they answer the baseline, or refuse
+_LOOKERS = 2  # streams of reflection at once: each holds a thread for as long as its caller likes
 _SEND_AGAIN = "the events are not known to be in the event log; send them again, with the same event ids"
 
 
@@ -113,6 +114,26 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         return _timeout_s(context, self._settings.default_timeout_s)
 
 
+class _Reflection(reflection.ReflectionServicer):
+    """Tools that are left open, and those that leak, must not take the threads of pages."""
+
+    def __init__(self) -> None:
+        super().__init__((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._free = threading.BoundedSemaphore(_LOOKERS)
+
+    def ServerReflectionInfo(  # noqa: N802
+        self,
+        request_iterator: Iterator[reflection_pb2.ServerReflectionRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
+        if not self._free.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"expected {_LOOKERS} streams of reflection at most")
+        try:
+            yield from super().ServerReflectionInfo(request_iterator, context)
+        finally:
+            self._free.release()
+
+
 class RunningService:
     """A started server. The agent behind it stays its owner's to close."""
 
@@ -159,7 +180,7 @@ def serve(
         status.set(name, _NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     agent_pb2_grpc.add_AgentServicer_to_server(AgentService(agent, settings), server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(), server)
     running = RunningService(server, agent, status, _bind(server, f"{host}:{port}", credentials))
     server.start()
     threading.Thread(target=running.watch, args=(settings,), name="health", daemon=True).start()
@@ -193,7 +214,8 @@ def _server(settings: ServiceSettings, gates: Sequence[grpc.ServerInterceptor]) 
         ("grpc.max_connection_age_grace_ms", _LONGEST_CALL_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MS),  # or callers' keepalive would be an offence
     ]
-    size = settings.concurrency + settings.reports + _SHEDDERS  # so that neither kind of wait can take all threads
+    # So that no kind of wait can take all threads.
+    size = settings.concurrency + settings.reports + _LOOKERS + _SHEDDERS
     threads = ThreadPoolExecutor(size, thread_name_prefix="grpc")
     return grpc.server(threads, interceptors=gates, options=options, maximum_concurrent_rpcs=settings.queued)
 

@@ -18,6 +18,7 @@ import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any as AnyMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from pipeline.agent import agent_pb2 as pb
@@ -330,6 +331,30 @@ def test_a_call_with_hardly_any_time_left_gets_the_baseline_for_want_of_time_and
         decided = AgentStub(channel).Decide(page())
     assert (decided.decided_by, decided.fallback_reason) == (pb.DECIDED_BY_FALLBACK, "timeout")
     assert not world.models.asked.acquire(blocking=False)
+    running.stop()
+
+
+def test_tools_that_are_left_open_take_no_thread_of_pages(world: World):
+    running = serve(world.agent, 0, settings=ServiceSettings(concurrency=2, reports=2, default_timeout_s=LONG_S))
+    over = threading.Event()
+
+    def looks() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        over.wait(LONG_S)
+
+    def refused(call) -> bool:
+        try:
+            return not next(call).list_services_response.service
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        look = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        streams = [look(looks(), timeout=LONG_S) for _ in range(12)]
+        assert sum(refused(stream) for stream in streams) == 10
+        assert AgentStub(channel).Decide(page(), timeout=LONG_S).decided_by == pb.DECIDED_BY_POLICY
+        over.set()
+        eventually(lambda: not refused(look(iter([*looks()]), timeout=LONG_S)))
     running.stop()
 
 
