@@ -10,7 +10,7 @@ from pipeline.agent.guarding import Avoided, PredictionSource
 from pipeline.agent.policies import OUTPUT, Q_EXPLORERS, Pinned, Q
 from pipeline.agent.reasons import Reason, Trouble
 from pipeline.config.schema import ActionDimension
-from pipeline.serving.errors import NotServed, ServingError, TooLate, Unavailable
+from pipeline.serving.errors import BadRequest, NotServed, ServingError, TooLate, Unavailable
 
 _ROUNDING = 1e-4  # of the range: the model clips in float32
 
@@ -91,5 +91,7 @@ def reason_of(error: ServingError) -> Reason:
         case TooLate():
             return Reason.TIMEOUT
         case Unavailable():
+            return Reason.UNAVAILABLE
+        case BadRequest(code="UNIMPLEMENTED"):  # no model server: something else answers at its address, a proxy, say
             return Reason.UNAVAILABLE
     return Reason.REFUSED

@@ -127,10 +127,10 @@ class Pinner:
     def _check_signature(self, policy: str, model_name: str, version: int) -> None:
         try:
             signature = self._server.metadata(model_name, version, self._timeout_s)
-        except BadRequest as error:
-            raise Trouble(Reason.BAD_SIGNATURE, str(error)) from error
         except ServingError as error:
-            raise Trouble(Reason.UNAVAILABLE, str(error)) from error
+            # UNIMPLEMENTED is said by what is no model server, a proxy, say: not of this version, and not for good.
+            permanent = isinstance(error, BadRequest) and error.code != "UNIMPLEMENTED"
+            raise Trouble(Reason.BAD_SIGNATURE if permanent else Reason.UNAVAILABLE, str(error)) from error
         problem = signature_problem(signature, self._inputs, served_outputs(self._config, policy))
         if problem:
             raise Trouble(Reason.BAD_SIGNATURE, f"{model_name} version {version}: {problem}")

@@ -20,9 +20,9 @@ from pipeline.features.inputs import model_inputs
 from pipeline.features.snapshot import Snapshot
 from pipeline.records import DecidedBy
 from pipeline.serving.client import TensorSpec
-from pipeline.serving.errors import NotServed
+from pipeline.serving.errors import BadRequest, NotServed
 from pipeline.stores.published import Heartbeat, Pointer, Served, Usage, agent_key, parameters_key, pointer_key
-from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, answer, eventually, page
+from tests.unit.agent_fakes import BASELINE_IDS, CONFIG, LONG_S, TREATED, World, answer, eventually, page, raising
 
 
 @pytest.fixture
@@ -177,6 +177,17 @@ def test_a_model_of_another_signature_is_refused(world: World, change):
         assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "bad_signature"
         assert agent.metrics.total("pin_failures", reason="bad_signature") >= 1
     assert world.server.calls == []
+
+
+def test_what_something_else_says_at_the_servers_address_is_not_said_of_the_version(world: World):
+    """A proxy without a route answers 404, which gRPC calls UNIMPLEMENTED: the version was refused until the next."""
+    metadata, troubles = world.server.metadata, [BadRequest("404", code="UNIMPLEMENTED")]
+    world.server.metadata = lambda *args: metadata(*args) if not troubles else raising(troubles.pop())(*args[:2])
+    world.publish(7)
+    with world.agent() as agent:
+        eventually(lambda: agent._follower.route("rl").stable is not None)
+        world.server.reply = raising(BadRequest("404", code="UNIMPLEMENTED"))
+        assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "unavailable"
 
 
 def test_sizes_that_a_model_leaves_open_fit(world: World):
