@@ -5,6 +5,6 @@
 - a page: requests, memory (retries), buckets, then deciding with lookups (item vectors), asking (the model), acting
   (exploration) and fusion; or ranking_deciding; reasons it fell back for
 - what is in use: follower (of the pointers), policies (model and parameters, never apart)
-- trouble: guarding (breaker, second attempts)
+- trouble: guarding (breaker, second attempts), examples (of it, for the log)
 - what it leaves: impressions (to the log), metering (to the controller)
 """
