@@ -4,7 +4,8 @@ A full queue drops, and counts; it is full at a number of events, or of bytes: e
 times those of a small one, and a log that is down for minutes must not cost the process its memory. Who can send its
 events again may wait until they are in the log, and takes them back if they are not there in time: a log that is down
 for a while is not left with a copy for each attempt. A log that fails is tried again until it answers or the writer
-is closed; what was appended by a try that failed half-way is appended again, and the joiner drops the copy.
+is closed; what was appended by a try that failed half-way is appended again, and the joiner drops the copy. An event
+that is larger than the log takes is dropped, and counted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pipeline.logs.log import EVENTS, Entry, EventLog, LogError
+from pipeline.logs.log import EVENTS, Entry, EventLog, LogError, TooLarge
 from pipeline.monitoring.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class LogWriter:
         self._monotonic = monotonic
         self._queue: deque[_Parcel] = deque()
         self._in_hand: list[_Parcel] = []  # taken by the thread and not yet in the log
+        self._lost: frozenset[int] = frozenset()  # places of entries in hand that the log will never take
         self._unwritten = self._unwritten_bytes = 0  # of entries, queued or in hand
         self._closing_at_s: float | None = None
         self._ended = False
@@ -187,19 +189,27 @@ class LogWriter:
     def _append(self, batch: list[Entry]) -> bool:
         try:
             self._log.append(EVENTS, batch)
+        except TooLarge as error:  # at every other try, too, which would write the others again each time
+            self._lost = error.places
+            self._metrics.count("events_dropped", len(self._lost), reason="too_large")
+            _LOG.error("event log: %s; dropped", error)
         except LogError as error:
             self._metrics.count("event_log_errors")
             _LOG.warning("event log: %s; trying again", error)
             return False
-        self._metrics.count("events_written", len(batch))
+        self._metrics.count("events_written", len(batch) - len(self._lost))
         return True
 
     def _settle(self) -> None:
         with self._changed:
+            first = 0
             for parcel in self._in_hand:
                 self._done_with(parcel)
-                parcel.settle(written=True)
+                end = first + len(parcel.entries)
+                parcel.settle(written=self._lost.isdisjoint(range(first, end)))
+                first = end
             self._in_hand.clear()
+            self._lost = frozenset()
             self._changed.notify_all()
 
     def _done_with(self, parcel: _Parcel) -> None:

@@ -8,7 +8,7 @@ were appended.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from pipeline.errors import PageturnError
@@ -31,6 +31,14 @@ class LogError(PageturnError):
 
 class NoTopic(LogError):
     """The log can be used, but has no such topic: create it, or wait for it."""
+
+
+class TooLarge(LogError):
+    """Some entries are larger than the topic takes, now and at every other try. All the others were appended."""
+
+    def __init__(self, message: str, places: Iterable[int]) -> None:
+        super().__init__(message)
+        self.places = frozenset(places)  # of those entries, among the ones that were to be appended
 
 
 class Record(NamedTuple):
@@ -57,7 +65,8 @@ class EventLog(Protocol):
         """How many partitions the topic has; LogError when there is no such topic."""
 
     def append(self, topic: str, entries: Sequence[Entry]) -> None:
-        """Durable when it returns (as far as the engine's settings go). All entries or, with LogError, none or some."""
+        """Durable when it returns (as far as the engine's settings go). All entries or, with LogError, none or some;
+        with TooLarge all but the ones that it names."""
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record]:
         """At most `limit` records from `offset` on; empty when there is nothing yet. Never waits for what may come.

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
 
 from pipeline.logs.kafka import consuming
 from pipeline.logs.kafka.kafka_log import KafkaLog
-from pipeline.logs.log import SAMPLES, Entry, LogError, Record
+from pipeline.logs.log import SAMPLES, Entry, LogError, Record, TooLarge
 from pipeline.logs.ordered import OrderedReader
 from pipeline.streaming.outputs import read_all
 from tests.cluster.broker import PASSWORD, USER, Broker, free_ports
@@ -168,13 +168,15 @@ def test_the_log_gives_the_stamps(log: KafkaLog) -> None:
     assert log.end_offset("t", 0) == 3
 
 
-def test_a_record_that_is_too_large_is_refused_and_the_next_is_taken(log: KafkaLog) -> None:
+def test_a_record_that_is_too_large_is_refused_and_named_and_the_others_are_taken(log: KafkaLog) -> None:
     noise = bytes(n * n % 251 for n in range(1_500_000))
     log.create("small", 1)
-    with pytest.raises(LogError, match=r"1 of 1 records.*raise its max\.message\.bytes"):
-        log.append("small", [Entry("k", random_bytes(2_000_000))])
+    large = random_bytes(2_000_000)
+    with pytest.raises(TooLarge, match=r"1 of 4 records\): larger.*raise its max\.message\.bytes") as refused:
+        log.append("small", [Entry("k", b"1"), Entry("k", large), Entry("k", b"2"), Entry("k", b"3")])
+    assert refused.value.places == {1}
     log.append("small", [Entry("k", noise[:1_000])])
-    assert payloads(log.read("small", 0, 0, 10)) == [noise[:1_000]]
+    assert payloads(log.read("small", 0, 0, 10)) == [b"1", b"2", b"3", noise[:1_000]]
 
 
 def test_an_output_may_be_larger_than_an_event(log: KafkaLog) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.agent import impressions
 from pipeline.agent.impressions import LogWriter
-from pipeline.logs.log import Entry, LogError
+from pipeline.logs.log import Entry, LogError, TooLarge
 from pipeline.monitoring.catalogue import AGENT
 from pipeline.monitoring.metrics import Metrics
 
@@ -50,6 +50,19 @@ class StepLog:
         self.payloads.extend(entry.payload for entry in entries)
 
 
+class SmallLog:
+    """Takes no large events."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+
+    def append(self, topic, entries):
+        large = [place for place, entry in enumerate(entries) if entry.payload == b"large"]
+        self.payloads.extend(entry.payload for entry in entries if entry.payload != b"large")
+        if large:
+            raise TooLarge("too large", large)
+
+
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as threads:
@@ -63,7 +76,7 @@ def log() -> Iterator[GatedLog]:
     log.gate.set()
 
 
-def writer(log: GatedLog | StepLog, capacity: int = 100, capacity_bytes: int = 10_000) -> LogWriter:
+def writer(log: GatedLog | StepLog | SmallLog, capacity: int = 100, capacity_bytes: int = 10_000) -> LogWriter:
     made = Metrics(AGENT)
     return LogWriter(log, made, capacity=capacity, capacity_bytes=capacity_bytes, monotonic=time.monotonic)
 
@@ -101,6 +114,19 @@ def test_a_queue_is_full_of_large_events_long_before_there_are_many(log: GatedLo
     assert [w.submit("s", b"7" * 40), w.submit("s", b"8")] == [True, True]
     assert w.close(LONG_S)
     assert [payload[:1] for _, payload in log.entries] == [b"1", b"3", b"5", b"7", b"8"]
+
+
+def test_an_event_that_is_larger_than_the_log_takes_is_dropped_and_holds_up_no_other(threads: ThreadPoolExecutor):
+    """Tried again for ever, it would have the others of its batch in the log once more each time."""
+    log = SmallLog()
+    w = writer(log)
+    parcels = entries(b"a"), entries(b"b", b"large"), entries(b"c"), entries(b"large"), entries(b"d", b"e")
+    written = [threads.submit(w.submit_and_wait, parcel, LONG_S) for parcel in parcels]
+    assert [each.result() for each in written] == [True, False, True, False, True]
+    assert w.close(LONG_S)
+    assert sorted(log.payloads) == [b"a", b"b", b"c", b"d", b"e"]
+    assert w._metrics.total("events_dropped", reason="too_large") == 2
+    assert w._metrics.total("events_written") == 5
 
 
 def test_a_log_that_fails_is_tried_again(log: GatedLog):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.logs.kafka.clients import Connection
 from pipeline.logs.kafka.topics import BATCH_BYTES
-from pipeline.logs.log import Entry, LogError
+from pipeline.logs.log import Entry, LogError, TooLarge
 from pipeline.records import SCHEMA_VERSION
 
 _HEADERS: list[tuple[str, str | bytes | None]] = [("schema-version", str(SCHEMA_VERSION).encode())]
@@ -46,27 +47,33 @@ class Producing:
         with self._mutex:
             self._producer = None  # nothing is waiting in it
 
-    def _deliver(self, name: str, entries: Sequence[Entry]) -> list[KafkaError]:
-        """Hand over and wait for every answer. Whatever fails, nothing is under way any more on return."""
-        failures: list[KafkaError] = []
+    def _deliver(self, name: str, entries: Sequence[Entry]) -> dict[int, KafkaError]:
+        """Hand over and wait for every answer. Whatever fails, nothing is under way any more on return.
 
-        def delivered(error: KafkaError | None, message: Message) -> None:
+        The failures by the place of their entry.
+        """
+        failures: dict[int, KafkaError] = {}
+
+        def delivered(place: int, error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                failures.append(error)
+                failures[place] = error
 
         producer = self._open()
         deadline_s = time.monotonic() + self._connection.settings.timeout_s + _GRACE_S
-        try:
-            for entry in entries:
-                self._hand_over(producer, name, entry, delivered, deadline_s)
-        except KafkaException as error:
-            failures.append(error.args[0])
+        for place, entry in enumerate(entries):
+            try:
+                self._hand_over(producer, name, entry, partial(delivered, place), deadline_s)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    failures.update(dict.fromkeys(range(place, len(entries)), error.args[0]))
+                    break
+                failures[place] = error.args[0]
         while producer.flush(_SLICE_S) and time.monotonic() < deadline_s:
             pass
         if len(producer):
             producer.purge()
             producer.flush(_SLICE_S)
-        if any(error.fatal() for error in failures):
+        if any(error.fatal() for error in failures.values()):
             self._producer = None  # it will never send again, the next one does
         return failures
 
@@ -90,12 +97,13 @@ class Producing:
             )
         return self._producer
 
-    def _failed(self, name: str, entries: int, failures: Sequence[KafkaError]) -> LogError:
-        first = failures[0]
-        what = f"append to topic {name!r} ({len(failures)} of {entries} records, which may be there or not)"
-        if first.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            message = f"cannot {what}: a record is larger than the topic takes; raise its max.message.bytes"
-            return LogError(message)
+    def _failed(self, name: str, entries: int, failures: Mapping[int, KafkaError]) -> LogError:
+        what = f"append to topic {name!r} ({len(failures)} of {entries} records"
+        others = [error for error in failures.values() if error.code() != KafkaError.MSG_SIZE_TOO_LARGE]
+        if not others:
+            message = f"cannot {what}): larger than the topic takes; raise its max.message.bytes"
+            return TooLarge(message, failures)
+        first, what = others[0], f"{what}, which may be there or not)"
         if first.code() == KafkaError._MSG_TIMED_OUT:
             first = KafkaError(KafkaError._TIMED_OUT)
         return self._connection.explained(what, first)
