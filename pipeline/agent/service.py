@@ -19,6 +19,7 @@ from msgspec import Struct
 from pipeline.agent import agent_pb2 as pb
 from pipeline.agent import agent_pb2_grpc, translate
 from pipeline.agent.agent import Agent, AgentRequestError, PageDecision, PageRequest
+from pipeline.agent.examples import Examples
 from pipeline.agent.reasons import Reason
 from pipeline.errors import PageturnError
 
@@ -58,6 +59,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         self._settings = settings
         self._free = threading.BoundedSemaphore(settings.concurrency)
         self._reports_free = threading.BoundedSemaphore(settings.reports)
+        self._examples = Examples(time.monotonic)
 
     def Decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideResponse:  # noqa: N802
         try:
@@ -65,6 +67,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         except AgentRequestError as error:
             answer = error
         if isinstance(answer, AgentRequestError):
+            self._note("page", answer)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(answer))
         return translate.from_decision(answer)
 
@@ -74,7 +77,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         pages = [_translated(message) for message in request.pages]
         answers = iter(self._answer([p for p in pages if isinstance(p, PageRequest)], self._page_timeout_s(context)))
         return pb.DecideBatchResponse(
-            answers=[_message(next(answers) if isinstance(page, PageRequest) else page) for page in pages]
+            answers=[self._message(next(answers) if isinstance(page, PageRequest) else page) for page in pages]
         )
 
     def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportResponse:  # noqa: N802
@@ -83,6 +86,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         try:
             logged = self._logged(request, _timeout_s(context, self._settings.report_timeout_s))
         except AgentRequestError as error:
+            self._note("report", error)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if not logged:
             context.abort(grpc.StatusCode.UNAVAILABLE, _SEND_AGAIN)
@@ -109,6 +113,17 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             return self._agent.decide_many(pages, timeout_s)
         finally:
             self._free.release()
+
+    def _message(self, answer: PageDecision | AgentRequestError) -> pb.PageAnswer:
+        if isinstance(answer, AgentRequestError):
+            self._note("page", answer)
+            return pb.PageAnswer(error=str(answer))
+        return pb.PageAnswer(decision=translate.from_decision(answer))
+
+    def _note(self, kind: str, error: AgentRequestError) -> None:
+        """Their caller is told, too; but who looks after the agents is often somebody else."""
+        self._agent.metrics.count("requests_refused", kind=kind)
+        self._examples.show(kind, "%s refused, for example: %s", kind, error)
 
     def _page_timeout_s(self, context: grpc.ServicerContext) -> float:
         return _timeout_s(context, self._settings.default_timeout_s)
@@ -250,9 +265,3 @@ def _shed(agent: Agent, page: PageRequest, reason: Reason) -> PageDecision | Age
         return agent.shed(page, reason)
     except AgentRequestError as error:
         return error
-
-
-def _message(answer: PageDecision | AgentRequestError) -> pb.PageAnswer:
-    if isinstance(answer, AgentRequestError):
-        return pb.PageAnswer(error=str(answer))
-    return pb.PageAnswer(decision=translate.from_decision(answer))

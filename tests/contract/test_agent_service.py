@@ -265,11 +265,17 @@ def test_every_kind_of_raw_value_arrives_in_the_log_as_it_was(world: World, agen
         ({"user": {"t": pb.Value(text="x" * 1_100_000)}}, "expected an impression of at most 1000000 bytes"),
     ],
 )
-def test_a_wrong_request_is_an_invalid_argument(agent: AgentStub, changes, message: str):
+def test_a_wrong_request_is_an_invalid_argument_and_whoever_runs_the_agent_sees_it(
+    world: World, agent: AgentStub, caplog: pytest.LogCaptureFixture, changes, message: str
+):
     with pytest.raises(grpc.RpcError) as caught:
         agent.Decide(page(**changes), timeout=LONG_S)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert message in caught.value.details()
+    batch = agent.DecideBatch(pb.DecideBatchRequest(pages=[page(**changes), page()]), timeout=LONG_S)
+    assert message in batch.answers[0].error
+    assert world.agent.metrics.total("requests_refused", kind="page") == 2
+    assert [message in record.getMessage() for record in caplog.records] == [True]  # one of a minute
 
 
 def test_a_slow_model_server_costs_the_policy_not_the_page(world: World):
@@ -404,6 +410,7 @@ def test_wrong_feedback_is_an_invalid_argument_and_nothing_of_the_call_is_taken(
         )
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "expected" in caught.value.details()
+    assert world.agent.metrics.total("requests_refused", kind="report") == 1
     assert world.events() == []
 
 
