@@ -107,9 +107,9 @@ class Follower:
         try:
             pointers = readable_pointers(self._store, self._prefix, self._policies, self._unreadable)
         except StoreError as error:
-            self._unreadable(error)
             if self._fresh_at_s is None:
                 self._routes = {policy: Route(trouble=Reason.STORE) for policy in self._policies}
+            self._unreadable(error)
             return
         except Exception:  # this thread must outlive any fault: without it no switch would work
             self._metrics.count("pointer_errors")

@@ -41,7 +41,7 @@ class Route(NamedTuple):
     canary: Pinned | None = None
     share: float = 0.0
     off: bool = False
-    trouble: Reason = Reason.NO_MODEL  # why there is no stable version
+    trouble: Reason = Reason.STARTING  # why there is no stable version
 
     def choose(self, on_canary: bool) -> Pinned:
         """Raises Trouble where there is nothing to choose from."""

@@ -7,6 +7,7 @@ from enum import Enum
 
 class Reason(Enum):
     OFF = "off"  # the kill switch, or an agent in mode off
+    STARTING = "starting"  # the agent has not seen yet which versions there are, or builds its first one
     NO_MODEL = "no_model"  # nothing has been published for the policy yet
     STORE = "store"  # the key-value store did not answer in time, or lacks the parameters
     BAD_FEATURES = "bad_features"  # the request's features are not what the config says

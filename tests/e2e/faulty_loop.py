@@ -9,8 +9,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -228,6 +228,15 @@ class Loop:
     def signal_controller(self, holder: str, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.controller_pid(holder), number)
+
+    @contextmanager
+    def controller_stopped(self, holder: str = "one") -> Iterator[None]:
+        self.signal_controller(holder, signal.SIGSTOP)
+        try:
+            eventually(lambda: self.stands_still(holder), "a controller that stands still")
+            yield
+        finally:
+            self.signal_controller(holder, signal.SIGCONT)
 
     def order(self, holder: str, order: str) -> None:
         self._posts[holder].order.value = order.encode()

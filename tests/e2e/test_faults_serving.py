@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from pipeline.features.stored_vectors import read_table
 from pipeline.records import DecidedBy
 from pipeline.serving.client import Prediction
 from pipeline.stores.published import parameters_key
-from tests.e2e.faulty_loop import DEADLINE_S, Loop, eventually
+from tests.e2e.faulty_loop import DEADLINE_S, PATIENCE_S, Loop, eventually
 from tests.e2e.faulty_matrix import (
     Fault,
     agent,
@@ -69,14 +69,15 @@ def parameters_are_spoilt(loop: Loop) -> Iterator[None]:
     """In the store, under the right name. An agent that has them goes on; one that starts must not use them."""
     stable = loop.pointer().stable
     assert stable is not None
-    loop.signal_controller("one", signal.SIGSTOP)  # it would mend them before anyone saw
-    loop.store.put(parameters_key(PREFIX, stable.parameters), b"other bytes")
-    with closing(loop.new_agent("agent-1")) as starting:
-        eventually(lambda: starting.metrics.total("pin_failures", reason="store") > 0, "a version that is not pinned")
-        decided = [starting.decide(each, DEADLINE_S).decision for each in _requests(loop)]
+    with ExitStack() as rest:
+        with loop.controller_stopped():  # it would mend them before anyone saw
+            loop.store.put(parameters_key(PREFIX, stable.parameters), b"other bytes")
+            starting = rest.enter_context(closing(loop.new_agent("agent-1")))
+            assert starting.wait_ready(PATIENCE_S)
+            decided = [starting.decide(each, DEADLINE_S).decision for each in _requests(loop)]
+        assert starting.metrics.total("pin_failures", reason="store") > 0
         assert {each.decided_by for each in decided} == {DecidedBy.BASELINE, DecidedBy.FALLBACK}
         assert {each.fallback_reason for each in decided} == {None, "store"}
-        loop.signal_controller("one", signal.SIGCONT)
         eventually(lambda: starting.metrics.total("served_version") == stable.version, "parameters again")
     yield
 

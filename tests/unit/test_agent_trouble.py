@@ -9,10 +9,22 @@ import threading
 import numpy as np
 import pytest
 
-from pipeline.agent.agent import AgentSettings
+from pipeline.agent.agent import Agent, AgentSettings
 from pipeline.records import DecidedBy, Item
 from pipeline.serving.errors import BadRequest, NotServed, ServingError, TooLate, Unavailable
-from tests.unit.agent_fakes import BASELINE_IDS, CONTROL, LONG_S, TREATED, World, answer, eventually, page, raising
+from tests.unit.agent_fakes import (
+    BASELINE_IDS,
+    CONFIG,
+    CONTROL,
+    LONG_S,
+    QUICK,
+    TREATED,
+    World,
+    answer,
+    eventually,
+    page,
+    raising,
+)
 
 
 @pytest.fixture
@@ -74,6 +86,19 @@ def test_one_bad_row_of_a_reply_is_one_bad_page(world: World):
 def test_nothing_published_yet(world: World):
     with world.agent() as agent:
         assert agent.decide(page(TREATED[0]), LONG_S).decision.fallback_reason == "no_model"
+
+
+def test_an_agent_that_has_not_looked_yet_says_so_and_not_that_nothing_was_published(world: World):
+    world.publish(7)
+    looks = threading.Event()
+    get_many = world.store.get_many
+    world.store.get_many = lambda keys: looks.wait(LONG_S) and get_many(keys)
+    with Agent(CONFIG, world.store, world.server, None, agent_id="agent-0", settings=QUICK) as agent:
+        decided = agent.decide(page(TREATED[0]), LONG_S)
+        assert (decided.decision.fallback_reason, decided.item_ids) == ("starting", BASELINE_IDS)
+        looks.set()
+        assert agent.wait_ready(LONG_S)
+        assert agent.decide(page(TREATED[1]), LONG_S).decision.decided_by is DecidedBy.POLICY
 
 
 def test_a_dead_store_from_the_beginning(world: World):
