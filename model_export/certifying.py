@@ -104,13 +104,15 @@ class Certifier:
             if policy.pointer.stable is not None and policy.epoch is None:
                 first = 1 + _looked_at(self._site.models, name)
                 past = (n for n in count(first) if verdicts.verdict_on(name, _name(n)) is None)
-                state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, next(past))))
+                state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, policy, next(past))))
             state, verdict = self._superseded(verdicts, state, name)
             drawn += [verdict] if verdict else []
         return state, drawn
 
-    def _epoch(self, policy: str, number: int) -> Epoch:
-        return Epoch(number, self._site.clock_ms(), assigned(self._site.config, policy), ruled(self._site.config))
+    def _epoch(self, name: str, policy: PolicyState, number: int) -> Epoch:
+        config = self._site.config
+        learned = policy.next_version > 2  # version 1 is the baseline
+        return Epoch(number, self._site.clock_ms(), assigned(config, name), ruled(config), served_before=learned)
 
     def _superseded(self, verdicts: VerdictLog, state: DesiredState, name: str) -> tuple[DesiredState, Verdict | None]:
         """An epoch from which nothing can be concluded is followed by another. What a crash has left of one that was
@@ -127,7 +129,7 @@ class Certifier:
             return state, None
         verdict = record(self._site, verdicts, Verdict(_name(epoch.number), name, "bucket", "superseded", *why))
         self._site.on_step(name, "superseded")
-        epoch = self._epoch(name, epoch.number + 1)
+        epoch = self._epoch(name, state.policies[name], epoch.number + 1)
         return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), verdict
 
     def _why_superseded(self, epoch: Epoch, name: str) -> tuple[str, str] | None:
@@ -206,7 +208,7 @@ class Certifier:
             # itself, which is for an operator to decide.
             assert changed.certified is not None  # since the first version
             changed = replace(changed, pointer=send_back(self._site, policy, changed.pointer, changed.certified))
-        changed = replace(changed, epoch=self._epoch(policy, case.epoch.number + 1))
+        changed = replace(changed, epoch=self._epoch(policy, changed, case.epoch.number + 1))
         return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
 
     def _evidence(self, case: _Case) -> Evidence | None:
@@ -275,7 +277,8 @@ def _verdict(policy: str, state: PolicyState, found: Evidence) -> Verdict:
 def _told(found: Evidence) -> str:
     units = f"{found.policy.units} units of the policy, {found.baseline.units} of the baseline"
     rate = next((rate for rate in found.rates if rate.name == found.reason), None)
-    what = "reward per unit" if rate is None else f"{rate.name} of {rate.policy:.4g}"
+    reward = "reward of all units by slots, for each of them" if found.totals else "reward per unit"
+    what = reward if rate is None else f"{rate.name} of {rate.policy:.4g}"
     bounds = _bounds(found.difference if rate is None else rate.difference)
     return f"{what} against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}"
 

@@ -138,7 +138,8 @@ def _standing(found: Evidence) -> str:
     difference = found.difference
     if difference.mean is None or difference.low is None or difference.high is None:
         return f"{units}: nothing yet"
-    bounds = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}] per unit"
+    per = "per unit of both, by slots" if found.totals else "per unit"
+    bounds = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}] {per}"
     return f"{units}: {bounds}; {found.conclusion.replace('_', ' ')} ({found.reason.replace('_', ' ')})"
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import click
 import numpy as np
+from msgspec.structs import replace
 
 from model_export.evaluation.contrast import Terms
 from model_export.evaluation.evidence import budgets
@@ -180,7 +181,8 @@ def rows(seen: Traffic, lifts: Sequence[float], power: float, alpha: float) -> I
     if seen.rules:
         yield "a certificate takes", _certificate(seen.rules, alpha)
     yield ()
-    yield f"to see, {power:.0%} of the time,", "one look, by visit", "one look, by user", "all the time, by user"
+    every = "all the time, by user"
+    yield f"to see, {power:.0%} of the time,", "one look, by visit", "one look, by user", every, "in the second epoch"
     for lift in lifts:
         yield f"a lift of {lift:g} %", *_needed(seen, lift / 100, power, alpha)
 
@@ -193,8 +195,10 @@ def _needed(seen: Traffic, lift: float, power: float, alpha: float) -> Iterator[
         yield _count(one_look(brought.variance, seen.share, lift * brought.mean, **settings), name, brought)
     users, beyond = seen.users, (lift - bar) * seen.users.mean
     settings["alpha"] = alpha / (1 + judged)
-    number = all_the_time(users.variance, terms, beyond, **settings) if lift > bar else math.inf
-    yield _count(number, "users", users)
+    settings["mean"] = users.mean
+    for epoch, compared in ((1, terms), (2, replace(terms, totals=True))):  # by the second the policy decides who comes
+        number = all_the_time(users.variance, compared, beyond, **settings, epoch=epoch) if lift > bar else math.inf
+        yield _count(number, "users", users)
 
 
 def _certificate(rules: Certification, alpha: float) -> str:

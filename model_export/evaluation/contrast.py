@@ -13,6 +13,17 @@ Time-uniform central limit theory and asymptotic confidence sequences, Annals of
 for designs in Ham, Bojinov, Lindon and Tingley, Design-based confidence sequences, 2022). Here it is bounded by
 `sequences.lower`, for rewards in [low, high] have an x that can be no further from its prediction than `reach`.
 
+That takes for granted that those who come are in the policy's bucket with probability q. Where the policy served users
+before, who comes again is its doing, too, and a mean over those who do would count against a policy that it keeps
+users who bring little. What the slots bring in all is compared then (`Terms.totals`): each who comes gives
+
+    x = Z / q r - (1 + lift) (1 - Z) / (1 - q) r
+
+of which the expectation, given that somebody comes, has the sign of what the policy would bring of all users minus
+(1 + lift) times what the baseline would: one who stays away adds nothing to either (Horvitz and Thompson, A
+generalization of sampling without replacement from a finite universe, JASA 47(260), 1952). The price: the variance
+has the rewards' mean in it, for how many come is part of what is compared.
+
 One user is one observation. Pages, or sessions, of a user taken for independent draws make the bounds wrong.
 """
 
@@ -25,7 +36,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from model_export.evaluation.sequences import Array, Sums, deviation
+from model_export.evaluation.sequences import Array, Sums, deviation, past_means
 
 
 class Terms(Struct, frozen=True):
@@ -35,9 +46,20 @@ class Terms(Struct, frozen=True):
     low: float
     high: float
     lift: float = 0.0
+    totals: bool = False  # what the slots bring is compared, and not what each who comes brings on average
 
     def reach(self) -> float:
+        """The furthest that an x can be from its prediction."""
+        if self.totals:
+            least, most = self.ends()
+            return most - least
         return (self.high - self.low) * max(1 / self.share, abs(1 + self.lift) / (1 - self.share))
+
+    def ends(self) -> tuple[float, float]:
+        """Between which every x of totals lies."""
+        ours, theirs = 1 / self.share, -(1 + self.lift) / (1 - self.share)
+        found = [weight * reward for weight in (ours, theirs) for reward in (self.low, self.high)]
+        return min(found), max(found)
 
 
 class Seen(NamedTuple):
@@ -50,9 +72,12 @@ class Seen(NamedTuple):
 def observe(terms: Terms, rewards: Array, treated: NDArray[np.bool_]) -> Seen:
     """Rewards are cut to [low, high]: the contrast is of the cut ones."""
     r = np.clip(rewards, terms.low, terms.high)
+    ours, theirs = treated / terms.share, (1 + terms.lift) * ~treated / (1 - terms.share)
+    if terms.totals:
+        x = ours * r - theirs * r
+        return Seen(x, np.clip(past_means(x, 0.0), *terms.ends()))
     m1, m0 = _earlier_mean(terms, r, treated), _earlier_mean(terms, r, ~treated)
     p = m1 - (1 + terms.lift) * m0
-    ours, theirs = treated / terms.share, (1 + terms.lift) * ~treated / (1 - terms.share)
     return Seen(p + ours * (r - m1) - theirs * (r - m0), p)
 
 

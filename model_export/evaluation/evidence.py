@@ -26,6 +26,7 @@ Conclusion = Literal["certified", "ended", "not_enough"]
 
 _MISMATCH = math.log(1000)  # found by chance in at most one epoch of a thousand
 _LATE = 0.01  # of the pages
+_METHOD = "totals where served before"  # other ways to compare are other rules
 
 
 class Side(Struct, frozen=True):
@@ -39,7 +40,8 @@ class Side(Struct, frozen=True):
 
 
 class Interval(Struct, frozen=True):
-    """Confidence sequence of mean(policy) - (1 + lift) mean(baseline), at the present look. None: infinite."""
+    """Confidence sequence of mean(policy) - (1 + lift) mean(baseline), or with `Evidence.totals` of what the slots of
+    either bring, for each unit of both; at the present look. None: infinite."""
 
     lift: float
     mean: float | None
@@ -71,6 +73,7 @@ class Evidence(Struct, frozen=True):
     mismatch: float  # log of the evidence that the buckets are not filled as hashed
     late: int  # pages that came too late to count
     rates: tuple[Rate, ...] = ()
+    totals: bool = False  # see `Plan.totals`
 
 
 class Epoch(Struct, frozen=True, omit_defaults=True):
@@ -80,6 +83,7 @@ class Epoch(Struct, frozen=True, omit_defaults=True):
     started_ms: int = 0
     assigned: str | None = None  # see `assigned`; None: of before that was kept
     rules: str | None = None  # see `ruled`; None: of before that was kept
+    served_before: bool = False  # learned versions were there before it began: who comes again is their doing, too
 
 
 class Plan(Struct, frozen=True):
@@ -89,6 +93,7 @@ class Plan(Struct, frozen=True):
     ours: frozenset[str]  # buckets
     theirs: frozenset[str]
     share: float  # of the policy's slots in those of both
+    by_user: bool = True  # else by session, and every session is drawn anew: no policy decides which of them there are
 
     @classmethod
     def of(cls, config: FeatureConfig, policy: str, rules: Certification) -> Plan:
@@ -96,7 +101,17 @@ class Plan(Struct, frozen=True):
         ours = [bucket for bucket in config.buckets.assign if bucket.policy == policy]
         theirs = [bucket for bucket in config.buckets.assign if bucket.policy not in learned]
         a, b = (sum(last - first + 1 for first, last in (bucket.slots for bucket in side)) for side in (ours, theirs))
-        return cls(rules, frozenset(x.name for x in ours), frozenset(x.name for x in theirs), a / (a + b))
+        return cls(
+            rules,
+            frozenset(x.name for x in ours),
+            frozenset(x.name for x in theirs),
+            a / (a + b),
+            config.buckets.unit == "user_id",
+        )
+
+    def totals(self, epoch: Epoch) -> bool:
+        """Whether what the slots bring in all is compared, and not what each who comes brings: see `contrast`."""
+        return self.by_user and epoch.served_before
 
 
 def assigned(config: FeatureConfig, policy: str) -> str:
@@ -112,7 +127,7 @@ def ruled(config: FeatureConfig) -> str:
     """What an epoch is judged by, as a name. Bounds hold for rules, and a reward, that were settled before the data
     came: under others the same data would be looked at again, with the same alpha."""
     rules = msgspec.to_builtins(config.publish.certification)
-    found = {name: value for name, value in rules.items() if value is not None}, reward_version(config.reward)
+    found = {name: value for name, value in rules.items() if value is not None}, reward_version(config.reward), _METHOD
     return xxhash.xxh3_64_hexdigest(msgspec.json.encode(found, order="sorted"))
 
 
@@ -130,15 +145,16 @@ def evidence(
     rules, judged = plan.rules, budgets(plan.rules)
     alpha = alpha_of_epoch(rules.alpha, epoch.number) / (1 + len(judged))
     rewards = np.array([unit.reward for unit in units], np.float64)
-    treated = _treated(plan, units)
+    treated, totals = _treated(plan, units), plan.totals(epoch)
     difference, gain, budget = (
-        _interval(plan.share, rules.unit_reward, lift, rewards, treated, alpha)
+        _interval(Terms(plan.share, *rules.unit_reward, lift, totals), rewards, treated, alpha)
         for lift in (0.0, rules.certify_above, -rules.budget)
     )
-    rates = tuple(_rate(plan, name, each, (rated or {}).get(name, ()), alpha) for name, each in judged.items())
+    rates = tuple(_rate(plan, name, each, (rated or {}).get(name, ()), alpha, totals) for name, each in judged.items())
     ours, theirs = (_side(rules, [u for u in units if (u.bucket in plan.ours) is side]) for side in (True, False))
     odd = mismatch(plan.share, ours.units, theirs.units)
-    conclusion, reason = _concluded(rules, ours, theirs, (difference, gain, budget), rates, odd, late)
+    trouble = _trouble(rules, ours, theirs, 0.0 if totals else odd, late)
+    conclusion, reason = _concluded((difference, gain, budget), rates, trouble)
     return Evidence(
         conclusion=conclusion,
         reason=reason,
@@ -153,12 +169,17 @@ def evidence(
         mismatch=odd,
         late=late,
         rates=rates,
+        totals=totals,
     )
 
 
-def _rate(plan: Plan, name: str, budget: float, units: Sequence[Unit], alpha: float) -> Rate:
+def _rate(plan: Plan, name: str, budget: float, units: Sequence[Unit], alpha: float, totals: bool) -> Rate:
+    """Users who click are something to have more of; the share of a user's pages that is shown stays one per user."""
     values, treated = np.array([rate_of(name, unit) for unit in units], np.float64), _treated(plan, units)
-    difference, cost = (_interval(plan.share, (0.0, 1.0), lift, values, treated, alpha) for lift in (0.0, -budget))
+    summed = totals and name == CLICKS
+    difference, cost = (
+        _interval(Terms(plan.share, 0.0, 1.0, lift, summed), values, treated, alpha) for lift in (0.0, -budget)
+    )
     ours, theirs = (float(side.mean()) if len(side) else None for side in (values[treated], values[~treated]))
     return Rate(name, ours, theirs, difference, cost)
 
@@ -168,13 +189,7 @@ def _treated(plan: Plan, units: Sequence[Unit]) -> NDArray[np.bool_]:
 
 
 def _concluded(
-    rules: Certification,
-    ours: Side,
-    theirs: Side,
-    found: tuple[Interval, Interval, Interval],
-    rates: Sequence[Rate],
-    odd: float,
-    late: int,
+    found: tuple[Interval, Interval, Interval], rates: Sequence[Rate], trouble: str
 ) -> tuple[Conclusion, str]:
     """A lift of a baseline that earns nothing or less means nothing: hence the difference must say so in any case.
 
@@ -186,17 +201,25 @@ def _concluded(
     fallen = next((rate.name for rate in rates if _below(rate.difference) and _below(rate.budget)), None)
     if fallen is not None:
         return "ended", fallen
-    if ours.units == 0 or theirs.units == 0:
-        return "not_enough", "no_units"
-    if odd > _MISMATCH:
-        return "not_enough", "sample_ratio"
-    if late > _LATE * (ours.pages + theirs.pages):
-        return "not_enough", "late_pages"
-    if ours.fallbacks > rules.max_fallback_share * ours.pages:
-        return "not_enough", "fallbacks"
+    if trouble:
+        return "not_enough", trouble
     if _above(difference) and _above(gain):
         return "certified", "better"
     return "not_enough", "interval"
+
+
+def _trouble(rules: Certification, ours: Side, theirs: Side, odd: float, late: int) -> str:
+    """With the measurement; empty where there is none. `odd`: see `Evidence.mismatch`; 0 where the policy, too, decides
+    who comes, so that other shares than the slots' are nothing wrong."""
+    if ours.units == 0 or theirs.units == 0:
+        return "no_units"
+    if odd > _MISMATCH:
+        return "sample_ratio"
+    if late > _LATE * (ours.pages + theirs.pages):
+        return "late_pages"
+    if ours.fallbacks > rules.max_fallback_share * ours.pages:
+        return "fallbacks"
+    return ""
 
 
 def _above(interval: Interval) -> bool:
@@ -207,16 +230,13 @@ def _below(interval: Interval) -> bool:
     return interval.high is not None and interval.high < 0
 
 
-def _interval(
-    share: float, bounded: tuple[float, float], lift: float, rewards: Array, treated: NDArray[np.bool_], alpha: float
-) -> Interval:
+def _interval(terms: Terms, rewards: Array, treated: NDArray[np.bool_], alpha: float) -> Interval:
     if not len(rewards):
-        return Interval(lift, None, None, None)
-    terms = Terms(share, *bounded, lift)
+        return Interval(terms.lift, None, None, None)
     seen = observe(terms, rewards, treated)
     sums = Sums(*(np.asarray(part) for part in (float(len(rewards)), seen.x.sum(), np.square(seen.x - seen.p).sum())))
     low, high = bounds(terms, sums, alpha)
-    return Interval(lift, float(seen.x.mean()), float(low), float(high))
+    return Interval(terms.lift, float(seen.x.mean()), float(low), float(high))
 
 
 def _side(rules: Certification, units: Sequence[Unit]) -> Side:

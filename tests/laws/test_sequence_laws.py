@@ -240,6 +240,64 @@ def test_sessions_of_a_user_are_not_draws_of_their_own() -> None:
     assert np.mean(one_by_one[0] | one_by_one[1]) > 2 * bar(ALPHA, runs)
 
 
+WORTH = np.array([2.0, 1.0])  # what users of two kinds bring when they come, whoever serves them
+BASE_KEEPS = np.array([0.5, 0.4])
+
+
+def comers(rng: np.random.Generator, share: float, keeps: Array) -> tuple[Array, np.ndarray, float]:
+    """Rewards and buckets of the first TIMES who come again, per run, and what is true of totals for each of them.
+
+    There are as many users of either kind, and a bucket keeps so many of each; who does not come again is nowhere seen.
+    """
+    shape = (RUNS, 5 * TIMES)
+    treated, kinds = rng.random(shape) < share, rng.integers(0, 2, shape)
+    comes = rng.random(shape) < np.where(treated, keeps[kinds], BASE_KEEPS[kinds])
+    assert comes.sum(-1).min() > TIMES
+    first = np.argsort(~comes, axis=-1, kind="stable")[:, :TIMES]
+    r = rng.choice([0.5, 1.0, 1.5], shape) * WORTH[kinds]
+    come = share * keeps.mean() + (1 - share) * BASE_KEEPS.mean()
+    truth = ((keeps - BASE_KEEPS) * WORTH).mean() / come
+    return np.take_along_axis(r, first, -1), np.take_along_axis(treated, first, -1), float(truth)
+
+
+@pytest.mark.parametrize(
+    ("keeps", "gain"),
+    [((0.5, 0.4), 0), ((0.5, 1.0), 1), ((0.25, 0.1), -1), ((0.3, 0.8), 0)],
+    ids=["the same", "more who bring little", "fewer of all", "others, as much in all"],
+)
+def test_of_users_whom_a_policy_keeps_or_loses_totals_say_what_it_brings(keeps: tuple[float, float], gain: int) -> None:
+    r, treated, truth = comers(np.random.default_rng(13), TERMS.share, np.array(keeps))
+    assert truth == pytest.approx(0, abs=1e-9) if gain == 0 else np.sign(truth) == gain
+    terms = Terms(TERMS.share, 0.0, 3.0, totals=True)
+    low, high = contrast_ever(terms, r, treated, truth)
+    assert np.mean(low) <= bar(ALPHA / 2)
+    assert np.mean(low | high) <= bar(ALPHA)
+    better, worse = contrast_ever(terms, r, treated, 0.0)
+    assert np.mean(better) <= bar(ALPHA / 2) if gain < 1 else np.mean(better) > 0.8
+    assert np.mean(worse) <= bar(ALPHA / 2) if gain > -1 else np.mean(worse) > 0.8
+
+
+def test_means_of_those_who_come_count_users_that_a_policy_keeps_against_it() -> None:
+    """The trap that totals are for: it brings more, and far too many runs call it worse."""
+    r, treated, truth = comers(np.random.default_rng(13), TERMS.share, np.array([0.5, 1.0]))
+    _, worse = contrast_ever(Terms(TERMS.share, 0.0, 3.0), r, treated, 0.0)
+    assert truth > 0.2
+    assert np.mean(worse) > 2 * bar(ALPHA)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.floats(0.01, 0.99), st.floats(-0.5, 2), st.floats(-20, 0), st.floats(1, 20),
+    st.lists(st.tuples(st.floats(-30, 30), st.booleans()), min_size=1, max_size=20),
+)  # fmt: skip
+def test_no_total_is_further_from_its_prediction_than_the_reach(
+    share: float, lift: float, low: float, high: float, units: list[tuple[float, bool]]
+) -> None:
+    terms = Terms(share, low, high, lift, totals=True)
+    seen = observe(terms, np.array([r for r, _ in units]), np.array([z for _, z in units]))
+    assert np.all(np.abs(seen.x - seen.p) <= terms.reach() * (1 + 1e-9))
+
+
 def test_a_mismatch_of_buckets_and_slots_is_found_and_not_invented() -> None:
     rng = np.random.default_rng(9)
     ours = np.cumsum(rng.random((300, 1_000)) < 1 / 3, -1)
@@ -280,6 +338,17 @@ def test_so_it_does_where_a_lift_is_asked_for_that_the_baseline_is_multiplied_by
     seen = observe(terms, np.where(treated, 3.4, 2.0) + 3 * rng.normal(size=treated.shape), treated)
     at = Sums(*(part[:, -1] for part in Sums.running(seen.x, seen.p)))
     assert np.mean(bounds(terms, at, alpha_of_epoch(ALPHA, 1))[0] > 0) == pytest.approx(0.8, abs=0.08)
+
+
+def test_so_it_does_where_totals_are_compared() -> None:
+    terms = Terms(0.4, -20.0, 20.0, totals=True)
+    needed = round(all_the_time(4.0, terms, 0.5, mean=2.0, epoch=2, power=0.8))
+    assert needed > 1.5 * all_the_time(4.0, Terms(0.4, -20.0, 20.0), 0.5, power=0.8)
+    rng = np.random.default_rng(12)
+    treated = rng.random((RUNS, needed)) < terms.share
+    seen = observe(terms, 2.0 + 2 * rng.normal(size=treated.shape) + 0.5 * treated, treated)
+    at = Sums(*(part[:, -1] for part in Sums.running(seen.x, seen.p)))
+    assert np.mean(bounds(terms, at, alpha_of_epoch(ALPHA, 2))[0] > 0) == pytest.approx(0.8, abs=0.08)
 
 
 def test_no_difference_is_never_shown() -> None:

@@ -189,6 +189,30 @@ def test_an_epoch_counts_what_came_since_it_began(feed: Feed) -> None:
     assert feed.world.pointer().stable.version == second - 1
 
 
+def test_once_learned_versions_have_served_who_comes_again_is_their_doing(feed: Feed) -> None:
+    assert not feed.epoch().served_before
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    assert (feed.epoch().number, feed.epoch().served_before) == (2, True)
+    feed.earn(1.0, 2.0)
+    feed.run()
+    assert [verdict.bucket.totals for verdict in feed.conclusions()] == [False, True]
+    first, second = (verdict.detail for verdict in feed.conclusions())
+    assert first.startswith("reward per unit against the baseline: +")
+    assert second.startswith("reward of all units by slots, for each of them against the baseline: -")
+
+
+def test_an_epoch_that_begins_anew_while_the_baseline_serves_is_as_the_first(feed: Feed) -> None:
+    resized(feed.world, 4)
+    feed.run()
+    assert (feed.epoch().number, feed.epoch().served_before) == (2, False)
+    published(feed, 1_000)
+    resized(feed.world, 49)
+    feed.run()
+    assert (feed.epoch().number, feed.epoch().served_before) == (3, True)
+
+
 def test_evidence_goes_on_where_another_controller_left_off(feed: Feed) -> None:
     """Two halves, neither of which is enough."""
     published(feed, 1_000)

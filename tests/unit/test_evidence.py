@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -229,6 +230,57 @@ def test_trouble_with_the_measurement_stands_in_the_way_of_a_certificate(
 
 def test_trouble_does_not_stand_in_the_way_of_an_end() -> None:
     assert evidence(plan(), Epoch(), crowd(1.0, 2.0, fallbacks=1), late=9_999).conclusion == "ended"
+
+
+# Who comes at all ------------------------------------------------------------------------------------------------
+
+
+def kept(more: int, reward: float, *, bucket: str = "r") -> list[Unit]:
+    """Two buckets alike, and in one of them so many more who bring this."""
+    units = crowd(2.0, 2.0) + [Unit(0, bucket, reward, 4, 0)] * more
+    return [units[i] for i in np.random.default_rng(4).permutation(len(units))]
+
+
+SERVED = Epoch(2, served_before=True)
+
+
+def test_users_whom_the_policy_has_kept_count_for_it_and_not_against() -> None:
+    units = kept(1_000, 0.5)
+    assert evidence(plan(), Epoch(2), units).conclusion == "ended"
+    found = evidence(plan(), SERVED, units)
+    assert (found.conclusion, found.totals) == ("certified", True)
+    assert found.policy.mean is not None
+    assert found.baseline.mean is not None
+    assert found.policy.mean < found.baseline.mean
+    assert found.mismatch > 10  # other shares than the slots': the policy's doing
+
+
+def test_users_whom_the_policy_has_lost_count_against_it_and_not_for() -> None:
+    units = kept(3_000, 1.0, bucket="c")
+    assert evidence(plan(), Epoch(2), units).reason == "sample_ratio"
+    assert evidence(plan(), SERVED, units).conclusion == "ended"
+
+
+def test_no_policy_decides_which_sessions_there_are() -> None:
+    config = make_config()
+    by_session = msgspec.structs.replace(config, buckets=msgspec.structs.replace(config.buckets, unit="session_id"))
+    found = evidence(Plan.of(by_session, "rl", plan().rules), SERVED, kept(1_000, 0.5))
+    assert (found.conclusion, found.totals) == ("ended", False)
+
+
+def test_of_users_who_click_all_count_and_of_what_a_user_is_shown_its_share() -> None:
+    """The policy keeps users who never click, and are shown half as many of their pages."""
+    rules = plan(click_budget=0.1, exposure_budget=0.1)
+    units = [("rc"[i % 3 > 0], False) for i in range(6_000)] + [("r", True)] * 1_000
+    units = [units[i] for i in np.random.default_rng(4).permutation(len(units))]
+    clicks = [Unit(0, bucket, 0.0 if odd else 1.0, 4, 0) for bucket, odd in units]
+    shown = [Unit(0, bucket, 2.0 if odd else 4.0, 4, 0) for bucket, odd in units]
+    found = evidence(rules, SERVED, [], rated={"clicks": clicks, "exposure": shown})
+    assert [rate.difference.mean for rate in found.rates] == [
+        pytest.approx(0, abs=0.01),
+        pytest.approx(-1 / 6, abs=0.02),
+    ]
+    assert found.reason == "exposure"
 
 
 def test_the_delay_covers_the_last_page_of_a_visit() -> None:
