@@ -146,6 +146,9 @@ class Follower:
             for policy, pointer in pointers.items():
                 built[policy] = self._next(policy, pointer)
 
+        if all(self._routes[policy].has(pointer) for policy, pointer in pointers.items()):
+            build()
+            return built
         builder = threading.Thread(target=build, name="versions", daemon=True)
         builder.start()
         builder.join(self._every_s)

@@ -43,6 +43,13 @@ class Route(NamedTuple):
     off: bool = False
     trouble: Reason = Reason.STARTING  # why there is no stable version
 
+    def has(self, pointer: Pointer) -> bool:
+        """Whether everything that it names is built."""
+        ours = (each.served if each else None for each in (self.stable, self.canary))
+        return all(
+            named in (None, served) for named, served in zip((pointer.stable, pointer.canary), ours, strict=True)
+        )
+
     def choose(self, on_canary: bool) -> Pinned:
         """Raises Trouble where there is nothing to choose from."""
         if self.off:

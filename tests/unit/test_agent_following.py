@@ -80,6 +80,19 @@ def test_nor_for_one_that_was_being_built_before_and_a_switch_that_was_released_
         eventually(lambda: reason(agent) is None)
 
 
+def test_a_look_that_finds_nothing_to_build_starts_no_thread(world: World, monkeypatch: pytest.MonkeyPatch):
+    world.publish(7)
+    with world.agent() as agent:
+        begun: list[str] = []
+        start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: (begun.append(thread.name), start(thread))[-1])
+        assert all(agent._follower.refresh(LONG_S) for _ in range(5))
+        assert "versions" not in begun
+        world.publish(8, mean=0.2)
+        assert agent._follower.refresh(LONG_S)
+        assert begun.count("versions") == 1
+
+
 TWO = parse_config("""
 schema_version: 1
 name: feed
