@@ -63,7 +63,7 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DecideBatch(self, request, context):
-        """Several pages within one deadline; a request that is wrong does not affect the others.
+        """Up to 256 pages within one deadline; a request that is wrong does not affect the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,7 @@ AGENT = Process(
         Family("vectors_fetched", _C, "Of these, not in memory: the key-value store was asked.", ("table",)),
         Family("vectors_unknown", _C, "Of these, in no table: their ids have no vector (yet).", ("table",)),
         Family("pages_on_stale_pointers", _C, "Pages decided while the pointers could not be read anew."),
-        Family("requests_refused", _C, "Pages, and reports, that cannot be what they say: the caller's mistake.",
+        Family("requests_refused", _C, "Pages, batches and reports that cannot be what they say: the caller's mistake.",
                ("kind",)),
         Family("feedback", _C, "Feedback events taken in.", ("kind",)),
         Family("feedback_not_logged", _C, "Feedback events that did not reach the log; their callers were told."),

@@ -377,6 +377,16 @@ def test_calls_beyond_the_capacity_get_the_baseline_at_once(world: World, agent:
     assert agent.Decide(page(TREATED[3]), timeout=LONG_S).decided_by == pb.DECIDED_BY_POLICY
 
 
+def test_a_batch_of_too_many_pages_is_refused_as_a_whole(world: World, agent: AgentStub):
+    most = pb.DecideBatchRequest(pages=[page(TREATED[0], index) for index in range(256)])
+    assert len(agent.DecideBatch(most, timeout=LONG_S).answers) == 256
+    more = pb.DecideBatchRequest(pages=[*most.pages, page()])
+    with pytest.raises(grpc.RpcError, match="pages: expected at most 256 in a batch, found 257") as caught:
+        agent.DecideBatch(more, timeout=LONG_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert world.agent.metrics.total("requests_refused", kind="batch") == 1
+
+
 def test_a_batch_answers_every_page_in_order(world: World, agent: AgentStub):
     pages = [page(TREATED[0]), page(CONTROL[0]), page(user_id=""), page(TREATED[1])]
     pages.append(page(TREATED[2], user={"l": pb.Value(list=pb.Value.List(values=[pb.Value()]))}))

@@ -33,7 +33,7 @@ type AgentClient interface {
 	// The order of one page. Answers within the call's deadline (100 ms without one) and never fails for trouble on the
 	// way to the policy: the page gets the baseline, and the reason. INVALID_ARGUMENT where the request itself is wrong.
 	Decide(ctx context.Context, in *DecideRequest, opts ...grpc.CallOption) (*DecideResponse, error)
-	// Several pages within one deadline; a request that is wrong does not affect the others.
+	// Up to 256 pages within one deadline; a request that is wrong does not affect the others.
 	DecideBatch(ctx context.Context, in *DecideBatchRequest, opts ...grpc.CallOption) (*DecideBatchResponse, error)
 	// What users did. OK once all of it is in the event log, which takes tens of milliseconds: give the call a second or
 	// more (2 s without a deadline). Whatever else it ends with, send it again, with the same event ids: what is already
@@ -86,7 +86,7 @@ type AgentServer interface {
 	// The order of one page. Answers within the call's deadline (100 ms without one) and never fails for trouble on the
 	// way to the policy: the page gets the baseline, and the reason. INVALID_ARGUMENT where the request itself is wrong.
 	Decide(context.Context, *DecideRequest) (*DecideResponse, error)
-	// Several pages within one deadline; a request that is wrong does not affect the others.
+	// Up to 256 pages within one deadline; a request that is wrong does not affect the others.
 	DecideBatch(context.Context, *DecideBatchRequest) (*DecideBatchResponse, error)
 	// What users did. OK once all of it is in the event log, which takes tens of milliseconds: give the call a second or
 	// more (2 s without a deadline). Whatever else it ends with, send it again, with the same event ids: what is already
