@@ -8,8 +8,10 @@ everything within its horizon must have been seen; units settle in the order of 
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Iterable
-from typing import NamedTuple
+from heapq import heappop, heappush
 
 import xxhash
 from msgspec import Struct
@@ -96,11 +98,32 @@ class Window(Struct, frozen=True):
         return cls(start_ms, horizon_ms, delay_ms, config.buckets.unit == "user_id", frozenset(buckets))
 
 
-class _Page(NamedTuple):
-    time_ms: int
-    reward: float
-    bucket: str
-    fallback: bool
+class _Open:
+    """A unit that has not settled: its pages, whichever of them is the first. Of many users for a day there are
+    millions, so they are kept as numbers."""
+
+    __slots__ = ("bucket", "fallbacks", "first_ms", "requests", "rewards", "times")
+
+    def __init__(self, page: SeenPage) -> None:
+        self.bucket, self.first_ms = page.decision.bucket, page.time_ms
+        self.requests, self.times, self.rewards = array("Q"), array("q"), array("d")
+        self.fallbacks = bytearray()
+
+    def take(self, page: SeenPage) -> None:
+        request = _hash(page.request_id)
+        if request in self.requests:
+            return
+        self.requests.append(request)
+        self.times.append(page.time_ms)
+        self.rewards.append(page.reward)
+        self.fallbacks.append(page.decision.decided_by is DecidedBy.FALLBACK)
+        if page.time_ms < self.first_ms:
+            self.first_ms, self.bucket = page.time_ms, page.decision.bucket
+
+    def settled(self, horizon_ms: int) -> Unit:
+        counted = [i for i, time_ms in enumerate(self.times) if time_ms < self.first_ms + horizon_ms]
+        reward = math.fsum(self.rewards[i] for i in counted)
+        return Unit(self.first_ms, self.bucket, reward, len(counted), sum(self.fallbacks[i] for i in counted))
 
 
 class Units:
@@ -109,7 +132,8 @@ class Units:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.late = 0  # pages that came after their unit had settled, or would have
-        self._open: dict[str, dict[str, _Page]] = {}  # by unit, by request
+        self._open: dict[str, _Open] = {}
+        self._due: list[tuple[int, str]] = []  # a heap of open units by their first page; what has changed is in twice
         self._settled: dict[int, int] = {}  # hash of the unit -> its first page's time
         self._newest_ms: dict[int, int] = {}  # by partition of the log
         self._upto_ms = -1  # units with a first page up to here have settled
@@ -127,26 +151,31 @@ class Units:
         elif unit not in self._open and page.time_ms <= self._upto_ms:
             self.late += 1
         else:
-            fallback = page.decision.decided_by is DecidedBy.FALLBACK
-            seen = _Page(page.time_ms, page.reward, page.decision.bucket, fallback)
-            self._open.setdefault(unit, {}).setdefault(page.request_id, seen)
+            self._add(unit, page)
+
+    def _add(self, unit: str, page: SeenPage) -> None:
+        seen = self._open.get(unit)
+        if seen is None:
+            seen = self._open[unit] = _Open(page)
+            heappush(self._due, (page.time_ms, unit))
+        elif page.time_ms < seen.first_ms:
+            heappush(self._due, (page.time_ms, unit))
+        seen.take(page)
 
     def settle(self) -> list[Unit]:
         """The units that have settled since the last call, in the order of their first pages."""
         if not self._newest_ms:
             return []
         upto_ms = min(self._newest_ms.values()) - self.window.delay_ms - self.window.horizon_ms
-        due = [(min(p.time_ms for p in pages.values()), unit) for unit, pages in self._open.items()]
-        due = sorted((first_ms, unit) for first_ms, unit in due if first_ms <= upto_ms)
         self._upto_ms = max(self._upto_ms, upto_ms)
-        return [self._close(unit, first_ms) for first_ms, unit in due]
-
-    def _close(self, unit: str, first_ms: int) -> Unit:
-        pages = sorted(self._open.pop(unit).values())
-        self._settled[_hash(unit)] = first_ms
-        counted = [page for page in pages if page.time_ms < first_ms + self.window.horizon_ms]
-        reward = sum(page.reward for page in counted)
-        return Unit(first_ms, counted[0].bucket, reward, len(counted), sum(page.fallback for page in counted))
+        settled: list[Unit] = []
+        while self._due and self._due[0][0] <= upto_ms:
+            _, unit = heappop(self._due)
+            seen = self._open.pop(unit, None)
+            if seen is not None:
+                self._settled[_hash(unit)] = seen.first_ms
+                settled.append(seen.settled(self.window.horizon_ms))
+        return settled
 
 
 def _hash(unit: str) -> int:

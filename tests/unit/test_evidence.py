@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model_export.evaluation.evidence import Epoch, Plan, evidence
 from model_export.evaluation.units import SeenDecision, SeenPage, SeenSample, Unit, Units, Window, rate_of
@@ -66,6 +68,32 @@ def test_units_settle_in_the_order_of_their_first_pages_however_they_come() -> N
     pages = [page("a", 30), page("b", 10), page("c", 20), page("a", 5)]
     for order in (pages, pages[::-1]):
         assert [unit.first_ms - START_MS for unit in settled(order, 500)[0]] == [5_000, 10_000, 20_000]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 300)), max_size=30), st.data())
+def test_units_are_what_their_pages_say_in_whatever_order_those_come(
+    pages: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    """Settled in several steps as in one, and as by looking at all pages at once."""
+    seen = [page(user, at_s, at_s / 7, by="policy" if at_s % 3 else "fallback") for user, at_s in pages]
+    units, found = Units(WINDOW), []
+    for each in data.draw(st.permutations(seen)):
+        units.take(0, each)
+    for upto_s in sorted({*data.draw(st.lists(st.integers(300, 500), max_size=3)), 500}):
+        units.take(0, page("somebody", upto_s, bucket="elsewhere"))
+        found += units.settle()
+    expected = []
+    for user in {user for user, _ in pages}:
+        times = {at_s for name, at_s in pages if name == user}
+        counted = [at_s for at_s in times if at_s < min(times) + 100]
+        first_ms, odd = START_MS + 1_000 * min(times), sum(at_s % 3 == 0 for at_s in counted)
+        expected.append((first_ms, user, len(counted), pytest.approx(sum(counted) / 7), odd))
+    expected.sort(key=lambda unit: unit[:2])
+    assert [(unit.first_ms, unit.pages, unit.reward, unit.fallbacks) for unit in found] == [
+        (first_ms, *rest) for first_ms, _, *rest in expected
+    ]
+    assert units.late == 0
 
 
 def test_the_slowest_partition_says_what_must_have_been_seen() -> None:
