@@ -277,9 +277,11 @@ def _verdict(policy: str, state: PolicyState, found: Evidence) -> Verdict:
 def _told(found: Evidence) -> str:
     units = f"{found.policy.units} units of the policy, {found.baseline.units} of the baseline"
     rate = next((rate for rate in found.rates if rate.name == found.reason), None)
-    reward = "reward of all units by slots, for each of them" if found.totals else "reward per unit"
-    what = reward if rate is None else f"{rate.name} of {rate.policy:.4g}"
-    bounds = _bounds(found.difference if rate is None else rate.difference)
+    what = "reward per unit" if rate is None else f"{rate.name} of {rate.policy:.4g}"
+    judged = found if rate is None else rate
+    bounds = _bounds(judged.difference)
+    if judged.totals is not None:
+        bounds = f"{bounds}, by all that the slots bring {_bounds(judged.totals.difference)}"
     return f"{what} against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}"
 
 

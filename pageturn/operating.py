@@ -138,8 +138,10 @@ def _standing(found: Evidence) -> str:
     difference = found.difference
     if difference.mean is None or difference.low is None or difference.high is None:
         return f"{units}: nothing yet"
-    per = "per unit of both, by slots" if found.totals else "per unit"
-    bounds = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}] {per}"
+    bounds = f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}] per unit"
+    if found.totals is not None:
+        in_all = found.totals.difference
+        bounds += f", by all that the slots bring {in_all.mean:+.3g} [{in_all.low:+.3g}, {in_all.high:+.3g}]"
     return f"{units}: {bounds}; {found.conclusion.replace('_', ' ')} ({found.reason.replace('_', ' ')})"
 
 

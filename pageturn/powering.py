@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import click
 import numpy as np
-from msgspec.structs import replace
 
 from model_export.evaluation.contrast import Terms
 from model_export.evaluation.evidence import budgets
@@ -189,15 +188,14 @@ def rows(seen: Traffic, lifts: Sequence[float], power: float, alpha: float) -> I
 
 def _needed(seen: Traffic, lift: float, power: float, alpha: float) -> Iterator[str]:
     low, high = seen.reward
-    bar, judged = (seen.rules.certify_above, len(budgets(seen.rules))) if seen.rules else (0.0, 0)
+    bar, rates = (seen.rules.certify_above, len(budgets(seen.rules))) if seen.rules else (0.0, 0)
     terms, settings = Terms(seen.share, low, high, bar), {"alpha": alpha, "power": power}
     for brought, name in ((seen.visits, "visits"), (seen.users, "users")):
         yield _count(one_look(brought.variance, seen.share, lift * brought.mean, **settings), name, brought)
     users, beyond = seen.users, (lift - bar) * seen.users.mean
-    settings["alpha"] = alpha / (1 + judged)
-    settings["mean"] = users.mean
-    for epoch, compared in ((1, terms), (2, replace(terms, totals=True))):  # by the second the policy decides who comes
-        number = all_the_time(users.variance, compared, beyond, **settings, epoch=epoch) if lift > bar else math.inf
+    for epoch, judged in ((1, 1 + rates), (2, 2 * (1 + rates))):  # by the second, totals are judged beside the means
+        settings |= {"alpha": alpha / judged, "epoch": epoch}
+        number = all_the_time(users.variance, terms, beyond, **settings) if lift > bar else math.inf
         yield _count(number, "users", users)
 
 

@@ -15,7 +15,7 @@ for designs in Ham, Bojinov, Lindon and Tingley, Design-based confidence sequenc
 
 That takes for granted that those who come are in the policy's bucket with probability q. Where the policy served users
 before, who comes again is its doing, too, and a mean over those who do would count against a policy that it keeps
-users who bring little. What the slots bring in all is compared then (`Terms.totals`): each who comes gives
+users who bring little. What the slots bring in all (`Terms.totals`) is not misled by that: each who comes gives
 
     x = Z / q r - (1 + lift) (1 - Z) / (1 - q) r
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import xxhash
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from model_export.evaluation.contrast import Terms, bounds, mismatch, observe
@@ -26,7 +27,7 @@ Conclusion = Literal["certified", "ended", "not_enough"]
 
 _MISMATCH = math.log(1000)  # found by chance in at most one epoch of a thousand
 _LATE = 0.01  # of the pages
-_METHOD = "totals where served before"  # other ways to compare are other rules
+_METHOD = "totals, too, where served before"  # other ways to compare are other rules
 
 
 class Side(Struct, frozen=True):
@@ -40,13 +41,21 @@ class Side(Struct, frozen=True):
 
 
 class Interval(Struct, frozen=True):
-    """Confidence sequence of mean(policy) - (1 + lift) mean(baseline), or with `Evidence.totals` of what the slots of
-    either bring, for each unit of both; at the present look. None: infinite."""
+    """Confidence sequence of mean(policy) - (1 + lift) mean(baseline) at the present look. None: infinite."""
 
     lift: float
     mean: float | None
     low: float | None
     high: float | None
+
+
+class Totals(Struct, frozen=True):
+    """What the slots of either side bring in all, for each unit of both, in place of the means of those who come: see
+    `contrast`."""
+
+    difference: Interval  # lift 0
+    gain: Interval
+    budget: Interval
 
 
 class Rate(Struct, frozen=True):
@@ -57,6 +66,7 @@ class Rate(Struct, frozen=True):
     baseline: float | None
     difference: Interval  # lift 0
     budget: Interval  # ended when this is below zero, too
+    totals: Totals | None = None  # of units that click
 
 
 class Evidence(Struct, frozen=True):
@@ -64,7 +74,7 @@ class Evidence(Struct, frozen=True):
     reason: str  # what decided, or what is missing
     epoch: int
     started_ms: int
-    alpha: float  # that the reward, and each of the rates, may spend in this epoch
+    alpha: float  # that each of the intervals may spend in this epoch
     policy: Side
     baseline: Side
     difference: Interval  # lift 0
@@ -73,7 +83,7 @@ class Evidence(Struct, frozen=True):
     mismatch: float  # log of the evidence that the buckets are not filled as hashed
     late: int  # pages that came too late to count
     rates: tuple[Rate, ...] = ()
-    totals: bool = False  # see `Plan.totals`
+    totals: Totals | None = None  # where who comes is the policy's doing, too
 
 
 class Epoch(Struct, frozen=True, omit_defaults=True):
@@ -110,7 +120,7 @@ class Plan(Struct, frozen=True):
         )
 
     def totals(self, epoch: Epoch) -> bool:
-        """Whether what the slots bring in all is compared, and not what each who comes brings: see `contrast`."""
+        """Whether means of those who come can mislead, and totals have to be looked at, too."""
         return self.by_user and epoch.served_before
 
 
@@ -142,22 +152,17 @@ def evidence(
 ) -> Evidence:
     """Of all units that have settled since the epoch began, in the order in which they did. `rated`: the same for each
     of the plan's rates."""
-    rules, judged = plan.rules, budgets(plan.rules)
-    alpha = alpha_of_epoch(rules.alpha, epoch.number) / (1 + len(judged))
-    rewards = np.array([unit.reward for unit in units], np.float64)
-    treated, totals = _treated(plan, units), plan.totals(epoch)
-    difference, gain, budget = (
-        _interval(Terms(plan.share, *rules.unit_reward, lift, totals), rewards, treated, alpha)
-        for lift in (0.0, rules.certify_above, -rules.budget)
-    )
+    rules, judged, totals = plan.rules, budgets(plan.rules), plan.totals(epoch)
+    alpha = alpha_of_epoch(rules.alpha, epoch.number) / (1 + len(judged)) / (2 if totals else 1)
+    rewards, treated = np.array([unit.reward for unit in units], np.float64), _treated(plan, units)
+    lifts = (0.0, rules.certify_above, -rules.budget)
+    difference, gain, budget = _intervals(Terms(plan.share, *rules.unit_reward), lifts, rewards, treated, alpha)
     rates = tuple(_rate(plan, name, each, (rated or {}).get(name, ()), alpha, totals) for name, each in judged.items())
     ours, theirs = (_side(rules, [u for u in units if (u.bucket in plan.ours) is side]) for side in (True, False))
     odd = mismatch(plan.share, ours.units, theirs.units)
-    trouble = _trouble(rules, ours, theirs, 0.0 if totals else odd, late)
-    conclusion, reason = _concluded((difference, gain, budget), rates, trouble)
-    return Evidence(
-        conclusion=conclusion,
-        reason=reason,
+    found = Evidence(
+        conclusion="not_enough",
+        reason="interval",
         epoch=epoch.number,
         started_ms=epoch.started_ms,
         alpha=alpha,
@@ -169,53 +174,71 @@ def evidence(
         mismatch=odd,
         late=late,
         rates=rates,
-        totals=totals,
+        totals=Totals(*_intervals(Terms(plan.share, *rules.unit_reward, totals=True), lifts, rewards, treated, alpha))
+        if totals
+        else None,
     )
+    conclusion, reason = _concluded(rules, found)
+    return replace(found, conclusion=conclusion, reason=reason)
 
 
 def _rate(plan: Plan, name: str, budget: float, units: Sequence[Unit], alpha: float, totals: bool) -> Rate:
-    """Users who click are something to have more of; the share of a user's pages that is shown stays one per user."""
+    """Users who click are something to have more of; of the share of a user's pages that is shown there is no total."""
     values, treated = np.array([rate_of(name, unit) for unit in units], np.float64), _treated(plan, units)
-    summed = totals and name == CLICKS
-    difference, cost = (
-        _interval(Terms(plan.share, 0.0, 1.0, lift, summed), values, treated, alpha) for lift in (0.0, -budget)
-    )
     ours, theirs = (float(side.mean()) if len(side) else None for side in (values[treated], values[~treated]))
-    return Rate(name, ours, theirs, difference, cost)
+    terms, lifts = Terms(plan.share, 0.0, 1.0), (0.0, 0.0, -budget)
+    difference, _, cost = _intervals(terms, lifts, values, treated, alpha)
+    if not totals or name != CLICKS:
+        return Rate(name, ours, theirs, difference, cost)
+    in_all = Totals(*_intervals(replace(terms, totals=True), lifts, values, treated, alpha))
+    return Rate(name, ours, theirs, difference, cost, in_all)
 
 
 def _treated(plan: Plan, units: Sequence[Unit]) -> NDArray[np.bool_]:
     return np.array([unit.bucket in plan.ours for unit in units], np.bool_)
 
 
-def _concluded(
-    found: tuple[Interval, Interval, Interval], rates: Sequence[Rate], trouble: str
-) -> tuple[Conclusion, str]:
+def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
     """A lift of a baseline that earns nothing or less means nothing: hence the difference must say so in any case.
+
+    Where who comes is the policy's doing, too, totals say it, or means do and totals are for it as far as they go.
+    Means alone are misled by users that a policy keeps or loses; totals alone take many more units.
 
     Trouble with the measurement stands in the way of a certificate, not of an end.
     """
-    difference, gain, budget = found
-    if _below(difference) and _below(budget):
+    if _worse(found):
         return "ended", "worse"
-    fallen = next((rate.name for rate in rates if _below(rate.difference) and _below(rate.budget)), None)
+    fallen = next((rate.name for rate in found.rates if _worse(rate)), None)
     if fallen is not None:
         return "ended", fallen
+    trouble = _trouble(rules, found)
     if trouble:
         return "not_enough", trouble
-    if _above(difference) and _above(gain):
+    totals = found.totals
+    if totals is not None and _above(totals.difference) and _above(totals.gain):
+        return "certified", "better"
+    if found.mismatch > _MISMATCH:
+        return "not_enough", "sample_ratio"
+    agreed = totals is None or (_mean(totals.difference) > 0 and _mean(totals.gain) > 0)
+    if agreed and _above(found.difference) and _above(found.gain):
         return "certified", "better"
     return "not_enough", "interval"
 
 
-def _trouble(rules: Certification, ours: Side, theirs: Side, odd: float, late: int) -> str:
-    """With the measurement; empty where there is none. `odd`: see `Evidence.mismatch`; 0 where the policy, too, decides
-    who comes, so that other shares than the slots' are nothing wrong."""
+def _worse(found: Evidence | Rate) -> bool:
+    totals = found.totals
+    if totals is not None and _below(totals.difference) and _below(totals.budget):
+        return True
+    agreed = totals is None or (_mean(totals.difference) < 0 and _mean(totals.budget) < 0)
+    return agreed and _below(found.difference) and _below(found.budget)
+
+
+def _trouble(rules: Certification, found: Evidence) -> str:
+    """With the measurement; empty where there is none."""
+    ours, theirs = found.policy, found.baseline
     if ours.units == 0 or theirs.units == 0:
         return "no_units"
-    if odd > _MISMATCH:
-        return "sample_ratio"
-    if late > _LATE * (ours.pages + theirs.pages):
+    if found.late > _LATE * (ours.pages + theirs.pages):
         return "late_pages"
     if ours.fallbacks > rules.max_fallback_share * ours.pages:
         return "fallbacks"
@@ -228,6 +251,16 @@ def _above(interval: Interval) -> bool:
 
 def _below(interval: Interval) -> bool:
     return interval.high is not None and interval.high < 0
+
+
+def _mean(interval: Interval) -> float:
+    return 0.0 if interval.mean is None else interval.mean
+
+
+def _intervals(
+    terms: Terms, lifts: Sequence[float], rewards: Array, treated: NDArray[np.bool_], alpha: float
+) -> list[Interval]:
+    return [_interval(replace(terms, lift=lift), rewards, treated, alpha) for lift in lifts]
 
 
 def _interval(terms: Terms, rewards: Array, treated: NDArray[np.bool_], alpha: float) -> Interval:

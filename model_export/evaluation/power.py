@@ -2,9 +2,8 @@
 
 One look: a test at a size that was fixed beforehand, (z_{1 - alpha / 2} + z_power)^2 v / d^2 units in both buckets
 together, v = s^2 / (q (1 - q)) for a unit's variance s^2 and the policy's share q. All the time: as many as make an
-epoch's lower confidence bound of `contrast` pass zero by then with that probability; on the way it may earlier. Its v
-is s^2 / q + (1 + lift)^2 s^2 / (1 - q) for the lift that it has to pass; where totals are compared, the mean squares
-of what a unit brings are in the place of s^2, less the square of the difference.
+epoch's lower confidence bound of `contrast` pass zero by then with that probability; on the way it may earlier.
+Its v is s^2 / q + (1 + lift)^2 s^2 / (1 - q) for the lift that it has to pass.
 """
 
 from __future__ import annotations
@@ -28,22 +27,11 @@ def one_look(variance: float, share: float, difference: float, *, alpha: float =
 
 
 def all_the_time(
-    variance: float,
-    terms: Terms,
-    difference: float,
-    *,
-    mean: float = 0.0,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    epoch: int = 1,
+    variance: float, terms: Terms, difference: float, *, alpha: float = 0.05, power: float = 0.8, epoch: int = 1
 ) -> float:
     """Units in both buckets together, to within a thousandth; infinite where 1e15 are not enough. `difference`: of what
-    the policy brings and (1 + terms.lift) times what the baseline does; `mean`: what a unit of the baseline brings,
-    which matters for totals only."""
+    the policy brings and (1 + terms.lift) times what the baseline does."""
     each, reach = _contrast_variance(variance, terms.share, terms.lift), terms.reach()
-    if terms.totals:
-        theirs = (1 + terms.lift) * mean
-        each += (theirs + difference) ** 2 / terms.share + theirs**2 / (1 - terms.share) - difference**2
     spend, quantile = alpha_of_epoch(alpha, epoch) / 2, _UNIT.inv_cdf(power)
 
     def shown(units: float) -> bool:

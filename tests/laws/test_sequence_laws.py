@@ -340,17 +340,6 @@ def test_so_it_does_where_a_lift_is_asked_for_that_the_baseline_is_multiplied_by
     assert np.mean(bounds(terms, at, alpha_of_epoch(ALPHA, 1))[0] > 0) == pytest.approx(0.8, abs=0.08)
 
 
-def test_so_it_does_where_totals_are_compared() -> None:
-    terms = Terms(0.4, -20.0, 20.0, totals=True)
-    needed = round(all_the_time(4.0, terms, 0.5, mean=2.0, epoch=2, power=0.8))
-    assert needed > 1.5 * all_the_time(4.0, Terms(0.4, -20.0, 20.0), 0.5, power=0.8)
-    rng = np.random.default_rng(12)
-    treated = rng.random((RUNS, needed)) < terms.share
-    seen = observe(terms, 2.0 + 2 * rng.normal(size=treated.shape) + 0.5 * treated, treated)
-    at = Sums(*(part[:, -1] for part in Sums.running(seen.x, seen.p)))
-    assert np.mean(bounds(terms, at, alpha_of_epoch(ALPHA, 2))[0] > 0) == pytest.approx(0.8, abs=0.08)
-
-
 def test_no_difference_is_never_shown() -> None:
     assert one_look(4.0, 0.5, 0.0) == math.inf
     assert all_the_time(4.0, Terms(0.5, 0, 10), 0.0) == math.inf

@@ -107,12 +107,12 @@ def test_a_certificate_takes_what_its_rules_say(seen: Any) -> None:
     assert measured(seen, alpha=0.01).alpha == 0.01
 
 
-def test_in_the_second_epoch_it_takes_more_for_how_many_come_is_compared_too(seen: Any) -> None:
+def test_the_second_epoch_has_a_third_of_alpha_and_halves_it_between_means_and_totals(seen: Any) -> None:
     found = measured(seen)
-    (*_, (_, _, _, first, second)) = rows(found, [5.0], 0.8, 0.05)
-    first, second = (float(str(x).split()[0].replace(",", "")) for x in (first, second))
-    assert found.users.mean**2 > 3.9 * found.users.variance
-    assert second > 4 * first
+    (*_, (_, _, _, first, second)) = rows(found, [5.0], 0.8, 0.06)
+    (*_, (_, _, _, with_less, _)) = rows(found, [5.0], 0.8, 0.06 / 6)
+    assert second == with_less
+    assert first != second
 
 
 def test_the_command_prints_a_row_for_each_lift(seen: Any) -> None:

@@ -263,9 +263,9 @@ def test_trouble_does_not_stand_in_the_way_of_an_end() -> None:
 # Who comes at all ------------------------------------------------------------------------------------------------
 
 
-def kept(more: int, reward: float, *, bucket: str = "r") -> list[Unit]:
-    """Two buckets alike, and in one of them so many more who bring this."""
-    units = crowd(2.0, 2.0) + [Unit(0, bucket, reward, 4, 0)] * more
+def kept(more: int, reward: float, *, bucket: str = "r", ours: float = 2.0, spread: float = 1.0) -> list[Unit]:
+    """The baseline's bring 2, the policy's `ours`, and in one of the buckets there are so many more who bring this."""
+    units = crowd(ours, 2.0, spread=spread) + [Unit(0, bucket, reward, 4, 0)] * more
     return [units[i] for i in np.random.default_rng(4).permutation(len(units))]
 
 
@@ -276,7 +276,7 @@ def test_users_whom_the_policy_has_kept_count_for_it_and_not_against() -> None:
     units = kept(1_000, 0.5)
     assert evidence(plan(), Epoch(2), units).conclusion == "ended"
     found = evidence(plan(), SERVED, units)
-    assert (found.conclusion, found.totals) == ("certified", True)
+    assert found.conclusion == "certified"
     assert found.policy.mean is not None
     assert found.baseline.mean is not None
     assert found.policy.mean < found.baseline.mean
@@ -289,11 +289,60 @@ def test_users_whom_the_policy_has_lost_count_against_it_and_not_for() -> None:
     assert evidence(plan(), SERVED, units).conclusion == "ended"
 
 
+def test_means_end_nothing_that_totals_do_not_agree_with() -> None:
+    units = kept(400, 0.5)
+    assert evidence(plan(), Epoch(2), units).conclusion == "ended"
+    found = evidence(plan(), SERVED, units)
+    assert found.totals is not None
+    assert found.difference.high < 0 < found.totals.difference.mean
+    assert (found.conclusion, found.reason) == ("not_enough", "sample_ratio")
+
+
+def test_nor_do_they_certify_what_totals_do_not_agree_with() -> None:
+    units = kept(400, 1.0, bucket="c", spread=0.1)
+    assert evidence(plan(), Epoch(2), units).conclusion == "certified"
+    found = evidence(plan(), SERVED, units)
+    assert found.totals is not None
+    assert found.difference.low > 0 > found.totals.difference.mean
+    assert (found.conclusion, found.reason) == ("not_enough", "interval")
+
+
+def test_where_totals_agree_means_are_enough() -> None:
+    better, worse = (evidence(plan(), SERVED, crowd(ours, 2.0, 2_000)) for ours in (2.4, 1.6))
+    assert [found.conclusion for found in (better, worse)] == ["certified", "ended"]
+    assert better.totals.difference.low < 0 < worse.totals.difference.high
+    assert better.alpha == pytest.approx(0.05 / 6 / 2)  # of the second epoch; half for means, half for totals
+
+
+@pytest.mark.parametrize(
+    ("rules", "units", "conclusion"),
+    [
+        ({"certify_above": 0.15}, kept(350, 2.0, bucket="c", ours=2.4, spread=0.1), "certified"),
+        ({"budget": 0.1}, kept(350, 1.6, ours=1.6, spread=0.1), "ended"),
+    ],
+    ids=["the bar", "the budget"],
+)
+def test_totals_have_to_agree_to_more_than_a_difference(
+    rules: dict[str, float], units: list[Unit], conclusion: str
+) -> None:
+    assert evidence(plan(**rules), Epoch(2), units).conclusion == conclusion
+    assert evidence(plan(), SERVED, units).conclusion == conclusion
+    assert evidence(plan(**rules), SERVED, units).conclusion == "not_enough"
+
+
+def test_nor_is_their_own_difference_enough() -> None:
+    more, fewer = kept(3_000, 0.5), kept(3_000, 1.0, bucket="c")
+    assert evidence(plan(), SERVED, more).conclusion == "certified"
+    assert evidence(plan(certify_above=0.5), SERVED, more).conclusion == "not_enough"
+    assert evidence(plan(), SERVED, fewer).conclusion == "ended"
+    assert evidence(plan(budget=0.9), SERVED, fewer).conclusion == "not_enough"
+
+
 def test_no_policy_decides_which_sessions_there_are() -> None:
     config = make_config()
     by_session = msgspec.structs.replace(config, buckets=msgspec.structs.replace(config.buckets, unit="session_id"))
     found = evidence(Plan.of(by_session, "rl", plan().rules), SERVED, kept(1_000, 0.5))
-    assert (found.conclusion, found.totals) == ("ended", False)
+    assert (found.conclusion, found.totals) == ("ended", None)
 
 
 def test_of_users_who_click_all_count_and_of_what_a_user_is_shown_its_share() -> None:
@@ -304,10 +353,11 @@ def test_of_users_who_click_all_count_and_of_what_a_user_is_shown_its_share() ->
     clicks = [Unit(0, bucket, 0.0 if odd else 1.0, 4, 0) for bucket, odd in units]
     shown = [Unit(0, bucket, 2.0 if odd else 4.0, 4, 0) for bucket, odd in units]
     found = evidence(rules, SERVED, [], rated={"clicks": clicks, "exposure": shown})
-    assert [rate.difference.mean for rate in found.rates] == [
-        pytest.approx(0, abs=0.01),
-        pytest.approx(-1 / 6, abs=0.02),
-    ]
+    clicked, exposed = found.rates
+    assert clicked.difference.mean == pytest.approx(-1 / 3, abs=0.03)
+    assert clicked.totals is not None
+    assert clicked.totals.difference.mean == pytest.approx(0, abs=0.01)
+    assert (exposed.difference.mean, exposed.totals) == (pytest.approx(-1 / 6, abs=0.02), None)
     assert found.reason == "exposure"
 
 
