@@ -41,12 +41,12 @@ from benchmarks.telling import parser, say, tell
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.files import FileLog, wall_clock_ms
 from pipeline.logs.log import EPISODES, EVENTS, SAMPLES, TRANSITIONS, Entry
+from pipeline.serving.launch import free_ports
 from pipeline.streaming.flink.options import GROUPS, Settings, pipeline_options, worker_command
 from pipeline.streaming.flink.sink import AppendToLog
 from pipeline.streaming.flink.source import ReadLog
 from pipeline.streaming.job import StreamRecords
 from pipeline.streaming.outputs import read_all
-from tests.cluster.broker import free_ports
 from tests.cluster.flink import Cluster, job_server
 
 ROOT = Path(__file__).resolve().parents[1]

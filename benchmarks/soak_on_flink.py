@@ -34,7 +34,8 @@ from pageturn.processes import Process, pageturn
 from pipeline.config.reading import load_config
 from pipeline.logs.log import EVENTS, OUTPUTS, EventLog
 from pipeline.logs.opening import open_log
-from tests.cluster.broker import Broker, free_ports
+from pipeline.serving.launch import free_ports
+from tests.cluster.broker import Broker
 from tests.cluster.flink import Cluster, job_server
 
 PARTITIONS = 4

@@ -5,28 +5,20 @@ It would create topics by itself, as brokers do by default, so that tests see th
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from pipeline.serving.launch import free_ports
+
 PASSWORD = "open-sesame"
 USER = "pageturn"  # may do what its access-control list allows; whoever comes without TLS may do all
 _KEYSTORE = "not-secret"
 _START_S, _STOP_S = 300.0, 60.0
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Broker:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.serving.launch import free_ports
 from tests.cluster import feed
-from tests.cluster.broker import free_ports
 from tests.cluster.flink import Cluster, Stream, job_server
 from tests.conftest import ROOT, missing
 

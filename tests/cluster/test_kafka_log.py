@@ -24,8 +24,9 @@ from pipeline.logs.kafka import consuming
 from pipeline.logs.kafka.kafka_log import KafkaLog
 from pipeline.logs.log import SAMPLES, Entry, LogError, Record, TooLarge
 from pipeline.logs.ordered import OrderedReader
+from pipeline.serving.launch import free_ports
 from pipeline.streaming.outputs import read_all
-from tests.cluster.broker import PASSWORD, USER, Broker, free_ports
+from tests.cluster.broker import PASSWORD, USER, Broker
 
 pytestmark = pytest.mark.cluster
 _numbers = itertools.count()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.serving.launch import free_ports
 from pipeline.streaming.flink import launch
 from pipeline.streaming.flink.options import Settings
 from pipeline.streaming.flink.rest import FlinkError, NotFound, Rest, Unreachable
-from tests.cluster.broker import free_ports
 
 STARTING = {"failure-cause": {"stack-trace": "CheckpointException: ... Not all required tasks are currently running."}}
 BROKEN = {"failure-cause": {"stack-trace": "java.io.IOException: disk full"}}
