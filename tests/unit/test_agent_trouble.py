@@ -26,6 +26,8 @@ from tests.unit.agent_fakes import (
     raising,
 )
 
+KNOWN = ("7", "8")  # that an id has no vector is remembered for some seconds only
+
 
 @pytest.fixture
 def world() -> World:
@@ -115,9 +117,9 @@ def test_a_dead_store_from_the_beginning(world: World):
 def test_a_store_that_dies_later_does_not_stop_what_is_known_but_what_must_be_looked_up(world: World):
     world.publish(7)
     with world.agent(settings=AgentSettings(follow_every_s=0.02, stale_after_s=0.0)) as agent:
-        known = agent.decide(page(TREATED[0]), LONG_S)
+        known = agent.decide(page(TREATED[0], user={"clicks": KNOWN}), LONG_S)
         world.store.broken = True
-        cached = agent.decide(page(TREATED[1]), LONG_S)
+        cached = agent.decide(page(TREATED[1], user={"clicks": KNOWN}), LONG_S)
         fresh = agent.decide(page(TREATED[2], user={"clicks": ("55",)}), LONG_S)
         assert agent.metrics.total("pages_on_stale_pointers") >= 1
         assert agent.problems() == ("the pointers could not be read for a while",)
@@ -138,8 +140,8 @@ def test_a_store_that_hangs_holds_no_page_beyond_its_deadline(world: World):
 def test_no_time_left_means_the_model_is_not_asked(world: World):
     world.publish(7)
     with world.agent() as agent:
-        agent.decide(page(TREATED[0]), LONG_S)  # the vectors are in memory now
-        decided = agent.decide(page(TREATED[1]), 0.0)
+        agent.decide(page(TREATED[0], user={"clicks": KNOWN}), LONG_S)  # the vectors are in memory now
+        decided = agent.decide(page(TREATED[1], user={"clicks": KNOWN}), 0.0)
     assert decided.decision.fallback_reason == "timeout"
     assert len(world.server.calls) == 1
 
