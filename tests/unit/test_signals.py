@@ -18,7 +18,7 @@ AT_LINE = """
 import faulthandler, os, signal, sys, threading
 from pipeline.signals import handle_signals
 
-faulthandler.dump_traceback_later(30, exit=True)
+faulthandler.dump_traceback_later(250, exit=True)
 lines = 0
 
 def at(line, number):
@@ -42,7 +42,7 @@ while line <= lines:  # until there is no such line
     {look}
     sys.settrace(None)
     if line <= lines:
-        assert stop.wait(20), f"line {{line}} of {{lines}}"
+        assert stop.wait(200), f"line {{line}} of {{lines}}"
 print(lines)
 """
 
@@ -62,14 +62,16 @@ STANDS_STILL = """
 import os, threading
 from pipeline.signals import handle_signals
 
-stop, held = threading.Event(), threading.Lock()
+stop, standing, held = threading.Event(), threading.Event(), threading.Lock()
 handle_signals(stop)
 
 def stand():
+    standing.set()
     held.acquire()
 
 held.acquire()
 threading.Thread(target=stand, daemon=True).start()
+standing.wait()
 print("stands", flush=True)
 stop.wait()
 """
@@ -85,7 +87,7 @@ def test_a_process_says_where_its_threads_are_and_goes_on(_: int) -> None:
     assert child.stdout.readline() == "stands\n"
     os.kill(child.pid, signal.SIGUSR1)
     os.kill(child.pid, signal.SIGTERM)
-    _, said = child.communicate(timeout=60)
+    _, said = child.communicate(timeout=250)
     assert child.returncode == 0, said
     assert "in stand\n" in said
     assert "in <module>\n" in said

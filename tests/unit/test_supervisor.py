@@ -20,6 +20,7 @@ from pipeline.durable import appending
 STAYS = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)"]
 ENDS = [sys.executable, "-c", ""]
 FAILS = [sys.executable, "-c", "raise SystemExit('what went wrong')"]
+PATIENCE_S = 250  # nothing rests on it
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 
 
 def watch_until(supervisor: Supervisor, holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline
         supervisor.watch(threading.Event(), 0.05)
@@ -138,7 +139,7 @@ def test_watching_ends_when_it_is_told_to(supervisor: Supervisor) -> None:
 
 def test_before_it_watches_an_end_is_a_mistake_that_is_shown(supervisor: Supervisor) -> None:
     supervisor.add(Part("a", FAILS))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while supervisor._kept["a"].process.status is None and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(ProcessError, match=r"a ended with status 1(.|\n)*what went wrong"):
