@@ -10,12 +10,7 @@ from pathlib import Path
 
 import pytest
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from pipeline.serving.launch import free_port
 
 
 def _wait_until_listening(port: int, process: subprocess.Popen[bytes], deadline_s: float) -> None:
@@ -31,14 +26,14 @@ def _wait_until_listening(port: int, process: subprocess.Popen[bytes], deadline_
 @pytest.fixture(scope="session")
 def redis_url(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An empty server per session of tests. Its user `guest` has the password `open-sesame` and the keys `gyl:*`."""
-    port = _free_port()
+    port = free_port()
     folder: Path = tmp_path_factory.mktemp("redis")
     command = [redis_binary, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder)]
     command += ["--user", "guest", "on", ">open-sesame", "~gyl:*", "+@all"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        _wait_until_listening(port, process, time.monotonic() + 30)
+        _wait_until_listening(port, process, time.monotonic() + 250)
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(250)

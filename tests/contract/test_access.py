@@ -212,4 +212,4 @@ def test_a_server_with_another_name_or_a_caller_without_a_certificate_is_turned_
     address = f"127.0.0.1:{tls_server}"
     for server in (connect(address, "another"), ModelServer(address, credentials=stranger, options=named)):
         with server, pytest.raises(Unavailable):
-            server.predict("m", X, timeout_s=2.0)
+            server.predict("m", X, timeout_s=LONG_S)

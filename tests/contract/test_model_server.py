@@ -21,7 +21,8 @@ from pipeline.serving import launch, protos, tensors
 from pipeline.serving.client import BadRequest, ModelServer, NotServed, TensorSpec, TooLate, Unavailable
 from pipeline.serving.models_config import ServedModel, render
 
-TIMEOUT_S = 20
+TIMEOUT_S = 200  # nothing rests on it
+pytestmark = pytest.mark.timeout(900)
 X = {"dense": np.ones((2, 3), np.float32), "clicks": np.zeros((2, 4, 2), np.float32)}
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "stock_client.py"
 
@@ -69,9 +70,9 @@ class Site:
 
 
 def eventually(condition, describe):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     while not condition():
-        assert time.monotonic() < deadline, f"not within 60 s: {describe()}"
+        assert time.monotonic() < deadline, f"not within 250 s: {describe()}"
         time.sleep(0.05)
 
 
