@@ -32,15 +32,16 @@ class Post(NamedTuple):
     holder: str
     metrics_port: int
     offset_ms: Any  # shared: how wrong the clock is
-    order: Any  # shared text, "NUMBER STEP": the signal that it gives itself after that step
+    order: Any  # shared text, "NUMBER STEP...": the signal that it gives itself after these steps, one after another
 
 
 def control(post: Post) -> None:
     def on_step(policy: str, step: str) -> None:
-        number, _, after = post.order.value.decode().partition(" ")
-        if step == after:
-            post.order.value = b""
-            os.kill(os.getpid(), int(number))
+        number, *steps = post.order.value.decode().split() or [""]
+        if steps[:1] == [step]:
+            post.order.value = " ".join([number, *steps[1:]]).encode() if steps[1:] else b""
+            if not steps[1:]:
+                os.kill(os.getpid(), int(number))
 
     stop = threading.Event()
     handle_signals(stop)

@@ -241,6 +241,13 @@ class Loop:
     def order(self, holder: str, order: str) -> None:
         self._posts[holder].order.value = order.encode()
 
+    def bring_back(self, holder: str = "one") -> None:
+        """A controller without orders, whatever became of it."""
+        self.order(holder, "")
+        self.signal_controller(holder, signal.SIGCONT)
+        if self.ended(holder) is not None:
+            self.start_controller(holder)
+
     # What can be seen
 
     def controller_pid(self, holder: str = "one") -> int:

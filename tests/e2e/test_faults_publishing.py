@@ -29,13 +29,15 @@ def controller_dies_at_every_step(loop: Loop) -> Iterator[None]:
     """Each that is started goes on with what the one before has left, and dies after the next step."""
     loop.order("one", _dies_after(STEPS[0]))
     candidate = loop.trainer.candidate()
-    for step, coming in zip(STEPS, (*STEPS[1:], None), strict=True):
-        eventually(lambda: loop.ended("one") is not None, f"death of the controller after {step}")
-        assert loop.ended("one") == -signal.SIGKILL
-        if coming == STEPS[-1]:
-            break
-        loop.start_controller("one", _dies_after(coming))
-    loop.start_controller("one")
+    try:
+        for step, coming in zip(STEPS, (*STEPS[1:], None), strict=True):
+            eventually(lambda: loop.ended("one") is not None, f"death of the controller after {step}")
+            assert loop.ended("one") == -signal.SIGKILL
+            if coming == STEPS[-1]:
+                break
+            loop.start_controller("one", _dies_after(coming))
+    finally:
+        loop.bring_back()
     eventually(lambda: loop.verdicts().get(candidate) == "accepted", "the version that nine controllers published")
     assert len(loop.candidates()) == len(set(loop.candidates().values()))  # once
     yield
@@ -48,10 +50,12 @@ def _dies_after(step: str) -> str:
 def controller_dies_when_all_is_done(loop: Loop) -> Iterator[None]:
     loop.order("one", _dies_after(STEPS[-1]))
     candidate = loop.trainer.candidate()
-    eventually(lambda: loop.ended("one") is not None, "death of the controller after the last step")
-    assert loop.verdicts()[candidate] == "accepted"
-    yield
-    loop.start_controller("one")
+    try:
+        eventually(lambda: loop.ended("one") is not None, "death of the controller after the last step")
+        assert loop.verdicts()[candidate] == "accepted"
+        yield
+    finally:
+        loop.bring_back()
     publish(loop)
 
 
@@ -59,16 +63,19 @@ def two_controllers(loop: Loop) -> Iterator[None]:
     """The first stands still while it publishes, until the second has taken over; then it wants to go on."""
     loop.start_controller("two")
     loop.order("one", f"{int(signal.SIGSTOP)} requested")
-    candidate = loop.trainer.candidate()
-    eventually(lambda: loop.stands_still("one"), "a controller that stands still")
-    eventually(lambda: loop.told("resumed", "two") == 1, "the second controller at work")
-    eventually(lambda: loop.verdicts().get(candidate) == "accepted", "the version")
-    fence = loop.fence()
-    loop.signal_controller("one", signal.SIGCONT)
-    yield
-    assert loop.fence() == fence  # it has written nothing
-    assert (loop.told("holds_lease"), loop.told("holds_lease", "two")) == (0, 1)
-    loop.dismiss_controller("two")
+    try:
+        candidate = loop.trainer.candidate()
+        eventually(lambda: loop.stands_still("one"), "a controller that stands still")
+        eventually(lambda: loop.told("resumed", "two") == 1, "the second controller at work")
+        eventually(lambda: loop.verdicts().get(candidate) == "accepted", "the version")
+        fence = loop.fence()
+        loop.signal_controller("one", signal.SIGCONT)
+        yield
+        assert loop.fence() == fence  # it has written nothing
+        assert (loop.told("holds_lease"), loop.told("holds_lease", "two")) == (0, 1)
+    finally:
+        loop.bring_back()
+        loop.dismiss_controller("two")
     eventually(lambda: loop.told("holds_lease") == 1, "the first controller in charge")
 
 
@@ -140,11 +147,13 @@ def clock_jumps_back(loop: Loop) -> Iterator[None]:
 
 def trainer_stands_still_for_days(loop: Loop) -> Iterator[None]:
     """By the clocks of agent and controller. The old version goes on; nothing else is there."""
-    version, since = loop.told("served_version"), len(loop.pages)
+    stable, since = loop.pointer().stable, len(loop.pages)
+    assert stable is not None
     loop.offset_ms.value += 2 * DAY_MS
-    eventually(lambda: loop.policy_decides(since, int(version)), "pages by the old version")
+    eventually(lambda: loop.policy_decides(since, stable.version), "pages by the old version")
     yield
-    publish(loop)
+    publish(loop)  # the gauge comes after the verdict, and after the pages
+    eventually(lambda: loop.told("served_version") > stable.version, "a gauge of the new version")
     assert days_served(loop) == 0
 
 

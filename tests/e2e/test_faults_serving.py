@@ -37,9 +37,11 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.needs_redis]
 
 def redis_is_killed(loop: Loop) -> Iterator[None]:
     loop.kill("redis")
-    wait_for_fallback(loop, "store")
-    yield
-    loop.start_redis()
+    try:
+        wait_for_fallback(loop, "store")
+        yield
+    finally:
+        loop.start_redis()
 
 
 def redis_is_slow(loop: Loop) -> Iterator[None]:
@@ -91,17 +93,21 @@ def _requests(loop: Loop) -> list:
 
 def server_is_killed(loop: Loop) -> Iterator[None]:
     loop.kill("model server")
-    wait_for_fallback(loop, "unavailable")
-    yield
-    loop.start_server()
+    try:
+        wait_for_fallback(loop, "unavailable")
+        yield
+    finally:
+        loop.start_server()
 
 
 def server_hangs(loop: Loop) -> Iterator[None]:
     loop.signal_server(signal.SIGSTOP)
-    wait_for_fallback(loop, "timeout")
-    wait_for_fallback(loop, "avoided")
-    yield
-    loop.signal_server(signal.SIGCONT)
+    try:
+        wait_for_fallback(loop, "timeout")
+        wait_for_fallback(loop, "avoided")
+        yield
+    finally:
+        loop.signal_server(signal.SIGCONT)
 
 
 def server_answers_nan(loop: Loop) -> Iterator[None]:
@@ -109,14 +115,18 @@ def server_answers_nan(loop: Loop) -> Iterator[None]:
         return found._replace(outputs={name: np.full_like(x, np.nan) for name, x in found.outputs.items()})
 
     loop.server.change = nan
-    yield
-    loop.server.change = None
+    try:
+        yield
+    finally:
+        loop.server.change = None
 
 
 def another_version_answers(loop: Loop) -> Iterator[None]:
     loop.server.change = lambda found: found._replace(version=found.version + 1)
-    yield
-    loop.server.change = None
+    try:
+        yield
+    finally:
+        loop.server.change = None
 
 
 # The tests -------------------------------------------------------------------------------------------------------
