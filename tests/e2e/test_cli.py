@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,7 @@ from pipeline.stores.published import (
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "feature_configs" / "ebnerd.yaml"
 USAGE, ERROR = 2, 1
+PATIENCE_S = 250  # nothing rests on it
 
 
 @pytest.fixture(autouse=True)
@@ -335,30 +336,42 @@ def test_a_switch_finds_the_store_of_a_run_that_is_up(place: Path) -> None:
         assert read_pointers(store, "ebn", ("rl_a",))["rl_a"].off
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_agent_ends_in_order(place: Path, number: signal.Signals) -> None:
     words = f"agent {GOOD} {LOG} {STORE} --server 127.0.0.1:1 --port 0 --drain-s 0".replace("@", str(place)).split()
     output = place / "output"
     with output.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-um", "pageturn", *words], stdout=file, stderr=file)
-    deadline = time.monotonic() + 60
-    while b"deciding pages on" not in output.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    assert process.wait(30) == 0, output.read_text()
+    try:
+        eventually(lambda: b"deciding pages on" in output.read_bytes())
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 0, output.read_text()
+    finally:
+        process.kill()
     assert "Traceback" not in output.read_text()
 
 
+@pytest.mark.timeout(900)
 def test_a_replay_that_is_told_to_stop_leaves_no_process_behind(place: Path) -> None:
     words = f"replay --config @/good.yaml --run @/run --data {slow_source(place)}".replace("@", str(place)).split()
     output = place / "output"
     with output.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-um", "pageturn", *words], stdout=file, stderr=file)
-    deadline = time.monotonic() + 60
-    while not (children := children_of(process.pid)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == ERROR
+    try:
+        eventually(lambda: children_of(process.pid) != [])
+        children = children_of(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == ERROR
+    finally:
+        process.kill()
     assert "Error: stopped while import was running" in output.read_text()
     assert children
     assert not [child for child in children if Path(f"/proc/{child}").exists()]

@@ -67,7 +67,7 @@ def at_work(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 def ended(process: subprocess.Popen[str]) -> str:
     """What it says at its end."""
     process.send_signal(signal.SIGTERM)
-    said, complaints = process.communicate(timeout=60)
+    said, complaints = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, complaints
     assert "Traceback" not in complaints
     return said

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pageturn.__main__ import main
-from pipeline.agent.agent import Agent, PageRequest
+from pipeline.agent.agent import Agent, AgentSettings, PageRequest
 from pipeline.config.reading import load_config
 from pipeline.config.schema import FeatureConfig
 from pipeline.events import encode, parse
@@ -38,7 +38,8 @@ buckets:
   assign: [{name: control, policy: base, slots: [0, 1]}, {name: treated, policy: rl, slots: [2, 99]}]
 """
 SESSIONS, PAGES, LONG_S = 80, 2, 60.0
-pytestmark = pytest.mark.timeout(400)
+PATIENT = AgentSettings(metadata_timeout_s=LONG_S)  # a version that is not built at the first look decides no page
+pytestmark = pytest.mark.timeout(900)
 
 
 def decided(config: FeatureConfig, target: str, store_url: str, log: FileLog) -> Iterator[Impression]:
@@ -46,7 +47,7 @@ def decided(config: FeatureConfig, target: str, store_url: str, log: FileLog) ->
     with (
         closing(open_store(store_url)) as store,
         ModelServer(target) as server,
-        Agent(config, store, server, log, agent_id="agent-0") as agent,
+        Agent(config, store, server, log, agent_id="agent-0", settings=PATIENT) as agent,
     ):
         assert agent.wait_ready(LONG_S)
         for i in range(SESSIONS * PAGES):

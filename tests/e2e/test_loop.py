@@ -35,6 +35,8 @@ STOCK_CLIENT = ROOT / "docs" / "examples" / "stock_client.py"
 # All pages are the baseline's, which says nothing about other actions. Only a network moves on such a log, by chance:
 # then there is something other than 1.0 to serve.
 MOVING = "  advantage: network\n  actor_after: 0\n  actor_learning_rate: 1e-2\n"
+PATIENCE_S = 250.0  # nothing rests on it
+pytestmark = pytest.mark.timeout(900)
 LENIENT = "  max_step_change: 1.0\n  max_total_change: 1.0\n  max_at_bounds: 1.0\n"
 
 
@@ -120,7 +122,7 @@ def served(run: Run) -> Iterator[tuple[Agent, ModelServer]]:
     with running_server(run.folder / "models" / "models.config") as server, ModelServer(server.target) as client:
         store = open_store(f"sqlite:///{run.folder}/store.db")
         with Agent(run.config, store, client, None, agent_id="test") as agent:
-            assert agent.wait_ready(30)
+            assert agent.wait_ready(PATIENCE_S)
             for policy in run.config.learned_policies():
                 await_versions(client, run.config.model_name(policy), {1, 2})
                 await_policy(run, agent, policy)
@@ -130,15 +132,15 @@ def served(run: Run) -> Iterator[tuple[Agent, ModelServer]]:
 
 def await_versions(client: ModelServer, model: str, versions: set[int]) -> None:
     """The port opens with the highest version; the one before it may still be loading."""
-    deadline = time.monotonic() + 60
-    while {s.version for s in client.status(model, 5.0) if s.state == "AVAILABLE"} != versions:
-        assert time.monotonic() < deadline, client.status(model, 5.0)
+    deadline = time.monotonic() + PATIENCE_S
+    while {s.version for s in client.status(model, PATIENCE_S) if s.state == "AVAILABLE"} != versions:
+        assert time.monotonic() < deadline, client.status(model, PATIENCE_S)
         time.sleep(0.1)
 
 
 def await_policy(run: Run, agent: Agent, policy: str) -> None:
     """What an agent could not have of a server a moment ago, it asks for again within a second."""
-    state, deadline = newest(run, policy).probes[0].state, time.monotonic() + 60
+    state, deadline = newest(run, policy).probes[0].state, time.monotonic() + PATIENCE_S
     for k in itertools.count():
         decision = decide(run, agent, policy, f"first-{policy}-{k}", state).decision
         if decision.decided_by is DecidedBy.POLICY:
@@ -151,7 +153,7 @@ def decide(run: Run, agent: Agent, policy: str, request_id: str, state: State) -
     items = tuple(Item(f"i{k}", 0.1 * k, 0.2) for k in range(1, 4))
     user = user_of(run.config, policy)
     request = PageRequest(request_id, user, f"s-{request_id}", 0, items, state.user, state.context, state.page)
-    return agent.decide(request, timeout_s=10.0)
+    return agent.decide(request, timeout_s=PATIENCE_S)
 
 
 def newest(run: Run, policy: str) -> Candidate:
@@ -187,8 +189,8 @@ def test_a_pinned_version_answers_and_without_a_pin_the_newest(run: Run, served:
     state = candidate.probes[0].state
     state = msgspec.structs.replace(state, user={**state.user, "recent_reads": ()}, lookups={})
     inputs = encoder.finish(encoder.prepare(state).row, Snapshot.from_bytes(parameters.read_bytes(), run.config))
-    first = client.predict(candidate.model_name, inputs, version=1, timeout_s=5)
-    newest_answer = client.predict(candidate.model_name, inputs, timeout_s=5)
+    first = client.predict(candidate.model_name, inputs, version=1, timeout_s=PATIENCE_S)
+    newest_answer = client.predict(candidate.model_name, inputs, timeout_s=PATIENCE_S)
     assert (first.version, newest_answer.version) == (1, 2)
     assert first.outputs["action"].tolist() == [[1.0]]  # version 1 is the baseline, exactly
     assert newest_answer.outputs["action"].tolist() != [[1.0]]
@@ -198,7 +200,7 @@ def test_the_stock_client_asks_the_exported_model(run: Run, served: tuple[Agent,
     """With TensorFlow's own packages only; first without a version, then with version 1 pinned, the exact baseline."""
     _, client = served
     command = [sys.executable, str(STOCK_CLIENT), client.target, run.config.model_name("rl_a"), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     unpinned, pinned = done.stdout.splitlines()
     assert unpinned.startswith("asked for None: version 2 answered [[")

@@ -16,7 +16,7 @@ from tests.documented import in_blocks
 
 QUICKSTART = ROOT / "docs" / "quickstart.md"
 RUNS = ("runs/first", "runs/mine")
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1_800)
 
 
 @pytest.fixture

@@ -47,9 +47,9 @@ publish:
 MODEL = "feed_rl"
 T = TypeVar("T")
 FEW, MANY = 128, 1_280  # transitions
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1_800)
 
 
 def transition(i: int) -> Transition:
@@ -108,7 +108,7 @@ class Place:
     def end(self, name: str, number: signal.Signals) -> None:
         process = self._processes.pop(name)
         process.send_signal(number)
-        process.wait(60)
+        process.wait(PATIENCE_S)
 
     def end_all(self) -> None:
         for name in list(self._processes):

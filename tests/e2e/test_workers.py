@@ -51,8 +51,9 @@ buckets:
     - {name: p2, policy: p2, slots: [67, 99]}
 publish: {every: 200ms, min_transitions: 1}
 """
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0  # nothing rests on it
 Weights = dict[str, np.ndarray]
+pytestmark = pytest.mark.timeout(1_800)  # pairs of trainers, each with TensorFlow to load
 
 
 def append(folder: Path, first: int, last: int) -> None:
