@@ -21,7 +21,7 @@ from pipeline.streaming.run import run_stream
 from pipeline.streaming.snapshot import SnapshotStore
 
 SCRIPT = Path(__file__).with_name("stream_process.py")
-PATIENCE_S = 120
+PATIENCE_S = 250  # nothing rests on it
 Outputs = Callable[[FileLog], dict[str, list[bytes]]]
 
 

@@ -75,7 +75,7 @@ def serving(binary: str, config: str, prefix: str, folder: Path) -> Iterator[int
         yield port
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(250)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def port(redis_binary: str, config: str, prefix: str, tmp_path_factory: pytest.T
 
 def await_pong(port: int, process: subprocess.Popen[bytes]) -> None:
     """As the probe does: without a user."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 250
     while cli(port, "ping").stdout != b"PONG\n":
         assert process.poll() is None
         assert time.monotonic() < deadline_s

@@ -1,6 +1,7 @@
 """Which program is started, and with what."""
 
 import sys
+import time
 
 import pytest
 
@@ -45,6 +46,16 @@ def test_a_server_that_does_not_get_ready_is_stopped(monkeypatch, tmp_path):
     script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho waiting\nexec sleep 600\n")
     script.chmod(0o755)
     monkeypatch.setenv(launch.MODEL_SERVER, str(script))
+    wait = launch._wait_until_ready
+
+    def once_it_has_begun(server, timeout_s):
+        deadline = time.monotonic() + 250
+        while not server.log.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        wait(server, timeout_s)
+
+    monkeypatch.setattr(launch, "_wait_until_ready", once_it_has_begun)
     with (
         pytest.raises(launch.TooLate, match=r"(?s)after 2 s; the end of its log:\nwaiting"),
         launch.running_server(tmp_path / "models.config", timeout_s=2.0),

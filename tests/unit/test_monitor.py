@@ -159,7 +159,7 @@ def watching(log: EventLog) -> Iterator[Metrics]:
         yield metrics
     finally:
         stop.set()
-        thread.join(timeout=10)
+        thread.join(timeout=250)
         assert not thread.is_alive()
 
 

@@ -249,7 +249,7 @@ def test_what_is_left_is_known_by_its_mark_and_ended(tmp_path: Path) -> None:
         eventually(lambda: left(tmp_path) == [child.pid])
         assert left(tmp_path / "another") == []
         end(tmp_path)
-        assert child.wait(30) == -9
+        assert child.wait(250) == -9
     finally:
         child.kill()
         child.communicate()

@@ -309,7 +309,7 @@ def test_pages_are_asked_while_others_wait_for_their_answers():
 
     def decide(request: PageRequest) -> tuple[int, ...]:
         if not met.is_set():
-            together.wait(30)  # four users have asked, and none has been answered
+            together.wait(250)  # four users have asked, and none has been answered
             met.set()
         return tuple(range(len(request.items)))
 
