@@ -20,7 +20,7 @@ from pipeline.stores.opening import open_store
 from pipeline.stores.store import StoreError
 
 REDIS = "redis-server"
-_START_S = 120.0
+_START_S = 300.0  # several import TensorFlow at once, on one core maybe
 _LOOK_S = 0.1
 _ONE_THREAD = {  # TensorFlow would take all cores, which the other parts need
     "TF_NUM_INTRAOP_THREADS": "1",
