@@ -20,6 +20,7 @@ from pipeline.config.schema import FeatureConfig
 from pipeline.records import DecidedBy, Ending
 
 CLICKS, EXPOSURE = "clicks", "exposure"
+_FEW = 64  # pages of a unit: among so many one is found as soon by looking at all of them
 
 
 class SeenDecision(Struct, frozen=True, gc=False):
@@ -106,14 +107,20 @@ class _Open:
 
     def __init__(self, page: SeenPage) -> None:
         self.bucket, self.first_ms = page.decision.bucket, page.time_ms
-        self.requests, self.times, self.rewards = array("Q"), array("q"), array("d")
+        self.requests: array[int] | set[int] = array("Q")
+        self.times, self.rewards = array("q"), array("d")
         self.fallbacks = bytearray()
 
     def take(self, page: SeenPage) -> None:
         request = _hash(page.request_id)
         if request in self.requests:
             return
-        self.requests.append(request)
+        if isinstance(self.requests, set):
+            self.requests.add(request)
+        else:
+            self.requests.append(request)
+            if len(self.requests) == _FEW:
+                self.requests = set(self.requests)
         self.times.append(page.time_ms)
         self.rewards.append(page.reward)
         self.fallbacks.append(page.decision.decided_by is DecidedBy.FALLBACK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -109,6 +110,15 @@ def test_the_slowest_partition_says_what_must_have_been_seen() -> None:
 def test_what_comes_again_changes_nothing() -> None:
     found, units = settled([page("u", 5), page("u", 5)], 300)
     assert (found[0].reward, found[0].pages, units.late) == (1.0, 1, 0)
+
+
+def test_a_unit_of_very_many_pages_holds_nobody_up() -> None:
+    """A crawler, or all who are not signed in: with a look at all of its pages for each it would be a minute."""
+    begun_s = time.process_time()
+    pages = [page("crawler", 5, request_id=f"p-{n}") for n in range(40_000)]
+    found, _ = settled([*pages, *pages], 300)
+    assert found == [Unit(START_MS + 5_000, "rl", 40_000.0, 40_000, 0)]
+    assert time.process_time() - begun_s < 10
 
 
 def test_what_comes_too_late_is_counted_and_does_not_change_a_settled_unit() -> None:
