@@ -27,7 +27,7 @@ Conclusion = Literal["certified", "ended", "not_enough"]
 
 _MISMATCH = math.log(1000)  # found by chance in at most one epoch of a thousand
 _LATE = 0.01  # of the pages
-_METHOD = "totals, too, where served before"  # other ways to compare are other rules
+_METHOD = "totals, too, where served before; means where the slots are filled as hashed"  # other ways to compare are other rules
 
 
 class Side(Struct, frozen=True):
@@ -201,14 +201,17 @@ def _treated(plan: Plan, units: Sequence[Unit]) -> NDArray[np.bool_]:
 def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
     """A lift of a baseline that earns nothing or less means nothing: hence the difference must say so in any case.
 
-    Where who comes is the policy's doing, too, totals say it, or means do and totals are for it as far as they go.
-    Means alone are misled by users that a policy keeps or loses; totals alone take many more units.
+    Where who comes is the policy's doing, too, totals say it, or means do while the buckets are filled as hashed and
+    totals are for it as far as they go. Means alone are misled by users that a policy keeps or loses, which shows in
+    how the buckets are filled: where it loses some and means say worse, totals do hardly later. Totals alone take many
+    more units.
 
     Trouble with the measurement stands in the way of a certificate, not of an end.
     """
-    if _worse(found):
+    as_hashed = found.mismatch <= _MISMATCH
+    if _worse(found, as_hashed):
         return "ended", "worse"
-    fallen = next((rate.name for rate in found.rates if _worse(rate)), None)
+    fallen = next((rate.name for rate in found.rates if _worse(rate, as_hashed)), None)
     if fallen is not None:
         return "ended", fallen
     trouble = _trouble(rules, found)
@@ -217,7 +220,7 @@ def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
     totals = found.totals
     if totals is not None and _above(totals.difference) and _above(totals.gain):
         return "certified", "better"
-    if found.mismatch > _MISMATCH:
+    if not as_hashed:
         return "not_enough", "sample_ratio"
     agreed = totals is None or (_mean(totals.difference) > 0 and _mean(totals.gain) > 0)
     if agreed and _above(found.difference) and _above(found.gain):
@@ -225,11 +228,11 @@ def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
     return "not_enough", "interval"
 
 
-def _worse(found: Evidence | Rate) -> bool:
+def _worse(found: Evidence | Rate, as_hashed: bool) -> bool:
     totals = found.totals
     if totals is not None and _below(totals.difference) and _below(totals.budget):
         return True
-    agreed = totals is None or (_mean(totals.difference) < 0 and _mean(totals.budget) < 0)
+    agreed = totals is None or (as_hashed and _mean(totals.difference) < 0 and _mean(totals.budget) < 0)
     return agreed and _below(found.difference) and _below(found.budget)
 
 
