@@ -5,7 +5,8 @@ ended       the bucket goes back to the last certified version, and its trainer 
             operator has looked, and a new epoch begins; a pinned version stays
 superseded  from the epoch as it is nothing can be concluded; a new one begins, and nothing else happens:
   buckets     other slots: the units before are not to be weighed with those after
-  rules       other rules of the certification, or another reward: the same units must not be judged again by them
+  rules       other rules of the certification, another reward, or a build that compares in another way: the same units
+              must not be judged again by them
   clock       put back to before the epoch began, so no page would be in it for as long
   retention   the log has deleted what may be of the epoch: what was seen once cannot be seen again
 
@@ -122,7 +123,8 @@ class Certifier:
             return state, None
         if epoch.assigned is None or epoch.rules is None:  # written by a build that did not note it
             known = epoch.assigned or assigned(self._site.config, name), epoch.rules or ruled(self._site.config)
-            epoch = replace(epoch, assigned=known[0], rules=known[1])
+            later = epoch.number > 1  # and learned versions served in the one before
+            epoch = replace(epoch, assigned=known[0], rules=known[1], served_before=later or epoch.served_before)
             return self._site.write(state, name, replace(state.policies[name], epoch=epoch)), None
         why = self._why_superseded(epoch, name)
         if why is None:
@@ -137,7 +139,7 @@ class Certifier:
         if epoch.assigned != assigned(self._site.config, name):
             return "buckets", "its buckets, or the baseline's, have other slots than when it began"
         if epoch.rules != ruled(self._site.config):
-            return "rules", "publish.certification, or the reward, is not what it was when it began"
+            return "rules", "publish.certification, the reward, or how this build compares is not what it was when it began"
         ahead_ms = epoch.started_ms - self._site.clock_ms()
         if ahead_ms > self._site.config.stream.clock_skew:
             return "clock", f"the clock was put back: the epoch would begin in {ahead_ms / 1000:.0f} s"

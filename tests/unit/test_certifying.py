@@ -412,6 +412,19 @@ def test_an_epoch_of_before_that_was_kept_goes_on(feed: Feed) -> None:
     assert feed.conclusions() == []
 
 
+def test_of_a_later_one_of_before_that_was_kept_totals_are_looked_at(feed: Feed) -> None:
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    begun = feed.epoch()
+    path = feed.world.models / "desired.json"
+    text = path.read_text().replace(f'"rules": "{begun.rules}"', '"rules": null')
+    path.write_text(text.replace('"served_before": true', '"served_before": false'))
+    assert (feed.epoch().rules, feed.epoch().served_before) == (None, False)
+    feed.run()
+    assert feed.epoch() == begun
+
+
 def test_a_lost_desired_state_does_not_spend_an_epoch_twice(feed: Feed) -> None:
     published(feed, 1_000)
     feed.earn(3.0, 2.0)
