@@ -139,7 +139,7 @@ class Certifier:
         if epoch.assigned != assigned(self._site.config, name):
             return "buckets", "its buckets, or the baseline's, have other slots than when it began"
         if epoch.rules != ruled(self._site.config):
-            return "rules", "publish.certification, the reward, or how this build compares is not what it was when it began"
+            return "rules", "publish.certification, the reward, or how builds compare is not what it was when it began"
         ahead_ms = epoch.started_ms - self._site.clock_ms()
         if ahead_ms > self._site.config.stream.clock_skew:
             return "clock", f"the clock was put back: the epoch would begin in {ahead_ms / 1000:.0f} s"

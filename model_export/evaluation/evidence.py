@@ -27,7 +27,7 @@ Conclusion = Literal["certified", "ended", "not_enough"]
 
 _MISMATCH = math.log(1000)  # found by chance in at most one epoch of a thousand
 _LATE = 0.01  # of the pages
-_METHOD = "totals, too, where served before; means where the slots are filled as hashed"  # other ways to compare are other rules
+_METHOD = "where served before: totals, and means while filled as hashed"  # other ways to compare are other rules
 
 
 class Side(Struct, frozen=True):
