@@ -29,7 +29,17 @@ from msgspec.structs import replace
 
 from model_export.checks import Verdict
 from model_export.desired import DesiredState, PolicyState, follow
-from model_export.evaluation.evidence import Epoch, Evidence, Interval, Plan, assigned, budgets, evidence, ruled
+from model_export.evaluation.evidence import (
+    Epoch,
+    Evidence,
+    Interval,
+    Plan,
+    assigned,
+    budgets,
+    evidence,
+    filled_as_hashed,
+    ruled,
+)
 from model_export.evaluation.units import SeenPage, SeenSample, Unit, Units, Window
 from model_export.publisher import record
 from model_export.sending_back import send_back
@@ -284,7 +294,8 @@ def _told(found: Evidence) -> str:
     bounds = _bounds(judged.difference)
     if judged.totals is not None:
         bounds = f"{bounds}, by all that the slots bring {_bounds(judged.totals.difference)}"
-    return f"{what} against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}"
+    odd = "" if filled_as_hashed(found) else ", other shares than those of the slots"
+    return f"{what} against the baseline: {bounds}, a confidence sequence of alpha {found.alpha:.3g}; {units}{odd}"
 
 
 def _bounds(difference: Interval) -> str:

@@ -208,7 +208,7 @@ def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
 
     Trouble with the measurement stands in the way of a certificate, not of an end.
     """
-    as_hashed = found.mismatch <= _MISMATCH
+    as_hashed = filled_as_hashed(found)
     if _worse(found, as_hashed):
         return "ended", "worse"
     fallen = next((rate.name for rate in found.rates if _worse(rate, as_hashed)), None)
@@ -246,6 +246,11 @@ def _trouble(rules: Certification, found: Evidence) -> str:
     if ours.fallbacks > rules.max_fallback_share * ours.pages:
         return "fallbacks"
     return ""
+
+
+def filled_as_hashed(found: Evidence) -> bool:
+    """Where not, events of one side are lost, or a policy keeps or loses users."""
+    return found.mismatch <= _MISMATCH
 
 
 def _above(interval: Interval) -> bool:

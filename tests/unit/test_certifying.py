@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from model_export.certifying import read_evidence
+from model_export.certifying import _told, read_evidence
 from model_export.checks import Verdict
 from model_export.controller import ControllerError, Summary
 from model_export.evaluation.evidence import Epoch
@@ -205,6 +205,18 @@ def test_once_learned_versions_have_served_who_comes_again_is_their_doing(feed: 
     feed.earn(2.0, 2.0, units=50)
     feed.run()
     assert re.search(r" per unit, by all that the slots bring \S+ \[\S+, \S+\]; not enough", told(feed))
+
+
+def test_a_verdict_says_when_the_buckets_are_not_filled_as_hashed(feed: Feed) -> None:
+    """A certificate by totals may be one of lost events."""
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    [verdict] = feed.conclusions()
+    assert not verdict.detail.endswith("slots")
+    assert _told(replace(verdict.bucket, mismatch=7.0)).endswith(
+        "of the baseline, other shares than those of the slots"
+    )
 
 
 def test_an_epoch_that_begins_anew_while_the_baseline_serves_is_as_the_first(feed: Feed) -> None:
