@@ -2,7 +2,7 @@
 
 certified   the policy as it now stands is the version to come back to, and a new epoch begins
 ended       the bucket goes back to the last certified version, and its trainer with it; publishing is frozen until an
-            operator has looked, and a new epoch begins; a pinned version stays
+            operator has looked, and then a new epoch begins; a pinned version stays
 superseded  from the epoch as it is nothing can be concluded; a new one begins, and nothing else happens:
   buckets     other slots: the units before are not to be weighed with those after
   rules       other rules of the certification, another reward, or a build that compares in another way: the same units
@@ -108,11 +108,12 @@ class Certifier:
         return Looked(state, any(read.values()), tuple(drawn))
 
     def _begun(self, verdicts: VerdictLog, state: DesiredState) -> tuple[DesiredState, list[Verdict]]:
-        """Every policy that has its first version has an epoch, which begins now where it has none. It is the first,
-        unless the desired state was lost: what earlier ones have spent is spent, also one that was open."""
+        """Every policy that has its first version has an epoch, which begins now where it has none, unless it rests.
+        It is the first, but for an end before, or a desired state that was lost: what earlier ones have spent is spent,
+        also one that was open."""
         drawn: list[Verdict] = []
         for name, policy in state.policies.items():
-            if policy.pointer.stable is not None and policy.epoch is None:
+            if policy.pointer.stable is not None and policy.epoch is None and not _rests(policy):
                 first = 1 + _looked_at(self._site.models, name)
                 past = (n for n in count(first) if verdicts.verdict_on(name, _name(n)) is None)
                 state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, policy, next(past))))
@@ -164,6 +165,7 @@ class Certifier:
         epochs = {name: policy.epoch for name, policy in state.policies.items() if policy.epoch is not None}
         if any(name not in self._cases and epoch.started_ms < self._read_ms for name, epoch in epochs.items()):
             self._forget()
+        self._cases = {name: case for name, case in self._cases.items() if name in epochs}
         for name, epoch in epochs.items():
             if name not in self._cases or self._cases[name].epoch != epoch:
                 self._cases[name] = self._case(name, epoch)
@@ -220,7 +222,8 @@ class Certifier:
             # itself, which is for an operator to decide.
             assert changed.certified is not None  # since the first version
             changed = replace(changed, pointer=send_back(self._site, policy, changed.pointer, changed.certified))
-        changed = replace(changed, epoch=self._epoch(policy, changed, case.epoch.number + 1))
+        following = None if _rests(changed) else self._epoch(policy, changed, case.epoch.number + 1)
+        changed = replace(changed, epoch=following)
         return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
 
     def _evidence(self, case: _Case) -> Evidence | None:
@@ -263,6 +266,13 @@ def _looked_at(models: Path, policy: str) -> int:
     """The number of the epoch of which units were last seen; 0 of none."""
     found = read_evidence(models).get(policy)
     return found.epoch if found is not None and found.policy.units + found.baseline.units > 0 else 0
+
+
+def _rests(policy: PolicyState) -> bool:
+    """After an end, until an operator lets go of it: there is nothing to learn of the version that was certified but
+    which users the policy lost before, and that would end the next epoch, and freeze again what was released."""
+    pointer = policy.pointer
+    return pointer.frozen and not pointer.pinned and pointer.stable == policy.certified
 
 
 def _name(epoch: int) -> str:

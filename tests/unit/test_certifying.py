@@ -138,6 +138,21 @@ def test_a_worse_bucket_goes_back_to_the_certified_version_and_waits_for_an_oper
     assert published(feed, 3_000, gone_back=1) > version
 
 
+def test_after_an_end_nothing_is_judged_until_an_operator_lets_go(feed: Feed) -> None:
+    """Users whom the policy has lost would end the next epoch, whatever serves, and freeze again what was released."""
+    published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    feed.run()
+    assert feed.epoch() is None
+    feed.earn(1.0, 2.0)
+    feed.run(holder="two")
+    assert [verdict.candidate for verdict in feed.conclusions()] == ["epoch-1"]
+    release(feed.world.store, "fd", "rl")
+    feed.run(holder="two")
+    assert (feed.epoch().number, feed.epoch().started_ms) == (2, pytest.approx(feed.world.now_ms, abs=60_000))
+    assert read_evidence(feed.world.models)["rl"].policy.units == 0
+
+
 def test_a_worse_bucket_that_is_pinned_stays_and_is_on_record(feed: Feed) -> None:
     version = published(feed, 1_000)
     pin(feed.world.store, "fd", "rl")
@@ -202,9 +217,7 @@ def test_once_learned_versions_have_served_who_comes_again_is_their_doing(feed: 
     assert second.bucket.totals.difference.mean < 0
     assert re.fullmatch(r"reward per unit against the baseline: \S+ \[\S+ \S+\], a confidence.*", first.detail)
     assert re.fullmatch(r"reward per unit .*, by all that the slots bring -\S+ \[\S+, \S+\], a confi.*", second.detail)
-    feed.earn(2.0, 2.0, units=50)
-    feed.run()
-    assert re.search(r" per unit, by all that the slots bring \S+ \[\S+, \S+\]; not enough", told(feed))
+    assert re.search(r" per unit, by all that the slots bring \S+ \[\S+, \S+\]; ended \(worse\)", told(feed))
 
 
 def test_a_verdict_says_when_the_buckets_are_not_filled_as_hashed(feed: Feed) -> None:
@@ -263,6 +276,8 @@ def test_a_crash_after_the_verdict_does_what_it_says_and_judges_once(feed: Feed)
     feed.run()
     assert [verdict.outcome for verdict in feed.conclusions()] == ["ended"]
     assert feed.world.pointer().stable.version == 1
+    release(feed.world.store, "fd", "rl")
+    feed.run()
     assert feed.epoch().number == 2
 
 
@@ -298,8 +313,9 @@ def test_what_was_concluded_before_that_is_done_all_the_same(feed: Feed) -> None
     feed.run()
     assert [verdict.outcome for verdict in feed.conclusions()] == ["ended"]
     assert (feed.world.pointer().stable.version, feed.world.pointer().frozen) == (1, True)
-    assert feed.epoch().number == 2
     assert feed.run().concluded == {}
+    release(feed.world.store, "fd", "rl")
+    feed.run()
     assert feed.epoch().number == 2
 
 
