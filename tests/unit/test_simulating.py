@@ -45,7 +45,8 @@ from pipeline.simulation.traffic import Flow, Traffic, VirtualClock
 
 CONFIG = load_config(Path(__file__).resolve().parents[2] / "feature_configs" / "simulated.yaml")
 WORLD = World.of(CONFIG)
-LONG_S = 60.0
+LONG_S = 250.0  # nothing rests on it
+pytestmark = pytest.mark.timeout(900)
 QUICK = {"seed": 4, "users": 12, "visits_per_s": 400.0, "pace": 0.001, "transport_ms": 0, "disorder_ms": 1}
 
 
@@ -58,11 +59,13 @@ class SmallAgent(AgentServicer):
         self.deaf: grpc.StatusCode | None = None  # to reports
         self.asked: list[str] = []
         self.reported: set[str] = set()
-        self.on_page: Callable[[], None] = lambda: None
+        self.on_page: Callable[[], None] = lambda: None  # sees each page come
+        self._one_by_one = threading.Lock()
 
     def Decide(self, request, context):  # noqa: N802
-        self.asked.append(request.request_id)
-        self.on_page()
+        with self._one_by_one:
+            self.asked.append(request.request_id)
+            self.on_page()
         if self.trouble is not None:
             context.abort(self.trouble, "no")
         answer = pb.DecideResponse(order=range(len(request.items)))
@@ -90,7 +93,8 @@ class Served(SmallAgent):
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr("pageturn.simulating._FINISH_S", LONG_S)  # what is tested is no matter of speed
+    for limit in ("_FINISH_S", "_LAST_REPORTS_S"):  # what is tested is no matter of speed
+        monkeypatch.setattr(f"pageturn.simulating.{limit}", LONG_S)
     agent = Served()
     yield agent
     agent.stop()
