@@ -604,8 +604,9 @@ def test_a_taken_port_is_a_clear_error(world: World, running: RunningService):
 
 def test_serving_until_told_to_stop_closes_the_agent(world: World):
     stop, ports = threading.Event(), []
+    port = free_port()  # none that the system gives to others once it is free again
     thread = threading.Thread(
-        target=serve_until, args=(stop, world.agent, 0), kwargs={"drain_s": 0.0, "started": ports.append}
+        target=serve_until, args=(stop, world.agent, port), kwargs={"drain_s": 0.0, "started": ports.append}
     )
     thread.start()
     eventually(lambda: bool(ports))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -39,9 +39,23 @@ def make_log(folder: Path) -> FileLog:
     return log
 
 
-def stream(folder: Path, state: Path, *more: str) -> subprocess.Popen[str]:
-    command = pageturn("stream", "--config", str(CONFIG), "--log", f"file://{folder}", "--state", str(state), *more)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def stream() -> Iterator[Start]:
+    """Starts `pageturn stream`; what a test leaves running ends with it: a shard does not outlive who started it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, state: Path, *more: str) -> subprocess.Popen[str]:
+        command = pageturn("stream", "--config", str(CONFIG), "--log", f"file://{folder}", "--state", str(state), *more)
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def payloads(log: FileLog) -> dict[str, list[bytes]]:
@@ -61,7 +75,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, list
 
 
 def test_two_shards_say_and_write_what_one_does(
-    tmp_path: Path, alone: tuple[str, dict[str, list[bytes]]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stream: Start, alone: tuple[str, dict[str, list[bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGETURN_STREAM_SHARDS", "2")
     log, state = make_log(tmp_path / "log"), tmp_path / "state"
@@ -84,7 +98,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_one_that_is_killed_ends_all_and_the_next_start_goes_on(
-    tmp_path: Path, alone: tuple[str, dict[str, list[bytes]]]
+    tmp_path: Path, stream: Start, alone: tuple[str, dict[str, list[bytes]]]
 ) -> None:
     log, state = make_log(tmp_path / "log"), tmp_path / "state"
     child = stream(tmp_path / "log", state, "--shards", "2")
@@ -102,7 +116,7 @@ def test_one_that_is_killed_ends_all_and_the_next_start_goes_on(
     log.close()
 
 
-def test_another_number_of_them_is_refused(tmp_path: Path) -> None:
+def test_another_number_of_them_is_refused(tmp_path: Path, stream: Start) -> None:
     log = make_log(tmp_path / "log")
     state = tmp_path / "state"
     (state / "shard-0-of-3").mkdir(parents=True)
@@ -114,7 +128,7 @@ def test_another_number_of_them_is_refused(tmp_path: Path) -> None:
     assert not (state / "logs").exists()
 
 
-def test_one_that_fails_ends_all(tmp_path: Path) -> None:
+def test_one_that_fails_ends_all(tmp_path: Path, stream: Start) -> None:
     log = make_log(tmp_path / "log")
     state = tmp_path / "state"
     (state / "shard-1-of-2").mkdir(parents=True)
@@ -128,7 +142,7 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     assert "Traceback" not in complaints
 
 
-def test_sigterm_ends_all_with_their_snapshots(tmp_path: Path) -> None:
+def test_sigterm_ends_all_with_their_snapshots(tmp_path: Path, stream: Start) -> None:
     log = make_log(tmp_path / "log")
     state = tmp_path / "state"
     child, first = stream(tmp_path / "log", state, "--shards", "2"), Shard(0, 2)

@@ -72,11 +72,14 @@ def test_a_heart_that_stopped_is_told_from_one_that_beats(rendered: Rendered, tm
 def test_tf_serving_waits_until_there_are_models(rendered: Rendered, tmp_path: Path) -> None:
     [command] = [c["command"] for _, c in containers(rendered("prod")) if c["name"] == "await-models"]
     here = [word.replace("/models/", f"{tmp_path}/") for word in command]
-    waiting = subprocess.Popen(here)
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(0.3)
-    (tmp_path / "models.config").write_text("model_config_list {}")
-    assert waiting.wait(30) == 0
+    with subprocess.Popen(here) as waiting:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(0.3)
+            (tmp_path / "models.config").write_text("model_config_list {}")
+            assert waiting.wait(250) == 0
+        finally:
+            waiting.kill()
 
 
 def test_secrets_are_other_ones_each_time_and_of_the_prefix_that_was_asked_for() -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 250.0  # nothing rests on it
 _LOUD = {"error", "warning", "assert"}
 
 # Chromium reads from descriptor 3 and writes to 4, whichever the pipes' own are here.
@@ -53,9 +53,10 @@ class Browser:
         return answer["result"]
 
     def open(self, page: Path | str) -> None:
-        """A file, or an address."""
+        """A file, or an address. The page before is complete too: it is marked, to be told from this one."""
+        self.value("window.isBefore = true")
         self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
-        self.await_true("document.readyState === 'complete'")
+        self.await_true("!window.isBefore && document.readyState === 'complete'")
 
     def scheme(self, name: str) -> None:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])

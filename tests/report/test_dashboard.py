@@ -16,7 +16,10 @@ from pageturn.dashboard.server import DashboardError, serving
 from pageturn.report.policies import thinned
 from pageturn.supervisor import PartEvent
 from pageturn.traffic_log import AskedPage
+from pipeline.serving.launch import free_port
 from pipeline.simulation.outcomes import clustered
+
+PATIENCE_S = 250.0  # nothing rests on it
 
 
 class Clock:
@@ -113,14 +116,14 @@ def test_values_that_are_no_numbers_are_no_numbers_of_json(made: Any) -> None:
 
 
 def asked(port: int, path: str, host: str | None = None) -> tuple[int, str]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
         connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
         reply = connection.getresponse()
         return reply.status, reply.read().decode()
 
 
 def test_page_and_state_are_served(lively: Any) -> None:
-    with serving(live_of(lively)[0], 0) as port:
+    with serving(live_of(lively)[0], free_port()) as port:  # none that others are given once it is free again
         assert "<title>Pageturn" in asked(port, "/")[1]
         status, body = asked(port, "/state.json")
         assert (status, json.loads(body)["pages"]) == (200, 60)
