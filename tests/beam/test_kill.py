@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from pipeline.config.schema import FeatureConfig
 from pipeline.logs.files import FileLog
@@ -22,7 +23,9 @@ from pipeline.streaming.snapshot import SnapshotStore
 
 SCRIPT = Path(__file__).with_name("stream_process.py")
 PATIENCE_S = 250  # nothing rests on it
+TRIES = 10
 Outputs = Callable[[FileLog], dict[str, list[bytes]]]
+pytestmark = pytest.mark.timeout(1_800)
 
 
 class Place:
@@ -61,14 +64,20 @@ def test_killed_three_times_it_writes_each_output_once(
     run_stream(config, whole.url, whole.state, until_idle=True, stop=threading.Event())
     total = whole.written()
 
-    killed = Place(tmp_path / "killed", config, entries)
-    rng = random.Random(20)
-    for share in sorted(rng.uniform(0.02, 0.9) for _ in range(3)):
-        child = killed.start()
-        wait_for(lambda share=share, child=child: killed.written() >= share * total or child.poll() is not None)
-        assert child.poll() is None, f"it was done before it could be killed: {child.communicate()}"
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+    def killed_thrice(number: int) -> Place | None:
+        """None: the machine was busy with something else, and it was done before it could be killed."""
+        place, rng = Place(tmp_path / f"killed-{number}", config, entries), random.Random(20)
+        for share in sorted(rng.uniform(0.02, 0.9) for _ in range(3)):
+            child = place.start()
+            wait_for(lambda share=share, child=child: place.written() >= share * total or child.poll() is not None)
+            child.send_signal(signal.SIGKILL)
+            _, complaints = child.communicate()
+            assert complaints == ""
+            if child.returncode != -signal.SIGKILL or place.written() == total:
+                return None
+        return place
+
+    killed = next(filter(None, map(killed_thrice, range(TRIES))))
     assert killed.written() < total
 
     child = killed.start()
@@ -82,11 +91,15 @@ def test_killed_three_times_it_writes_each_output_once(
 def test_sigterm_takes_a_snapshot_and_ends_it(
     tmp_path: Path, config: FeatureConfig, traffic: Callable[..., list[Entry]], outputs: Outputs
 ) -> None:
-    place = Place(tmp_path / "term", config, traffic(8, 250))
-    child = place.start()
-    wait_for(lambda: place.written() > 0)
-    child.send_signal(signal.SIGTERM)
-    said, complaints = child.communicate(timeout=PATIENCE_S)
+    entries = traffic(8, 250)
+    for number in range(TRIES):
+        place = Place(tmp_path / f"term-{number}", config, entries)
+        child = place.start()
+        wait_for(lambda place=place, child=child: place.written() > 0 or child.poll() is not None)
+        child.send_signal(signal.SIGTERM)
+        said, complaints = child.communicate(timeout=PATIENCE_S)
+        if said != f"{len(entries)}\n":  # the machine was busy with something else, and it was done before
+            break
     assert (child.returncode, said, complaints) == (0, "stopped\n", "")
     snapshot = SnapshotStore(place.state).load()
     assert snapshot is not None
