@@ -12,7 +12,7 @@ stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(t
 question = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
 question.model_spec.name = model
 signatures = get_model_metadata_pb2.SignatureDefMap()
-stub.GetModelMetadata(question, timeout=5).metadata["signature_def"].Unpack(signatures)
+stub.GetModelMetadata(question, timeout=60).metadata["signature_def"].Unpack(signatures)
 
 request = predict_pb2.PredictRequest()
 request.model_spec.name = model
@@ -22,6 +22,6 @@ for name, spec in signatures.signature_def["serving_default"].inputs.items():
 for version in (None, int(pinned)):  # without a version the highest that is loaded answers
     if version is not None:
         request.model_spec.version.value = version
-    response = stub.Predict(request, timeout=5)
+    response = stub.Predict(request, timeout=60)
     action = tf.make_ndarray(response.outputs["action"])
     print(f"asked for {version}: version {response.model_spec.version.value} answered {action.tolist()}")

@@ -108,7 +108,7 @@ def site(template, tmp_path_factory):
     site.publish("base", 2, scale=2)
     site.serve("base", 1, 2)
     quick = {"max_num_load_retries": 0, "load_retry_interval_micros": 0, "num_load_threads": 4}
-    with launch.running_server(site.config, **quick) as server, ModelServer(server.target) as client:
+    with launch.running_server(site.config, timeout_s=TIMEOUT_S, **quick) as server, ModelServer(server.target) as client:
         site.target, site.client = server.target, client
         _scenery(site)
         site.until("base", v1="AVAILABLE", v2="AVAILABLE")
@@ -486,6 +486,8 @@ def test_a_server_with_a_broken_newest_version_does_not_start(template, tmp_path
     (tmp_path / "m" / "2").mkdir()
     with (
         pytest.raises(Unavailable, match=r"(?s)servable.*name: m version: 2\} due to error: NOT_FOUND: Could not find"),
-        launch.running_server("", model_name="m", model_base_path=str(tmp_path / "m"), max_num_load_retries=0),
+        launch.running_server(
+            "", timeout_s=TIMEOUT_S, model_name="m", model_base_path=str(tmp_path / "m"), max_num_load_retries=0
+        ),
     ):
         pass
