@@ -18,7 +18,7 @@ from pipeline.serving.launch import free_ports
 PASSWORD = "open-sesame"
 USER = "pageturn"  # may do what its access-control list allows; whoever comes without TLS may do all
 _KEYSTORE = "not-secret"
-_START_S, _STOP_S = 300.0, 60.0
+_START_S, _STOP_S = 300.0, 250.0
 
 
 class Broker:

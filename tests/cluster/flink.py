@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_START_S, _STOP_S = 600.0, 600.0
+_START_S, _STOP_S, _ANSWER_S = 600.0, 600.0, 250.0
 QUICK = ("-XX:TieredStopAtLevel=1",)  # to start, rather than fast in the long run
 _OPENS = [
     "java.base/java.io", "java.base/java.lang", "java.base/java.net", "java.base/java.nio", "java.base/java.text",
@@ -109,7 +109,7 @@ class Cluster:
                 process.wait()
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as reply:
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=_ANSWER_S) as reply:
             return json.load(reply)
 
     def job(self) -> str:
@@ -152,7 +152,7 @@ class Cluster:
         for job in self.get("/jobs/overview")["jobs"]:
             if job["end-time"] == -1:
                 request = urllib.request.Request(f"http://{self.address}/jobs/{job['jid']}?mode=cancel", method="PATCH")
-                urllib.request.urlopen(request, timeout=60).close()
+                urllib.request.urlopen(request, timeout=_ANSWER_S).close()
         self.await_slots()
 
     def await_slots(self) -> None:

@@ -28,7 +28,8 @@ from pipeline.serving.launch import free_ports
 from pipeline.streaming.outputs import read_all
 from tests.cluster.broker import PASSWORD, USER, Broker
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+PATIENCE_S = 250  # nothing rests on it
 _numbers = itertools.count()
 
 
@@ -53,8 +54,8 @@ def admin(kafka_broker: Broker) -> AdminClient:
 def make_topic(admin: AdminClient, name: str, config: dict[str, str]) -> None:
     config = {"message.timestamp.type": "LogAppendTime", **config}
     (future,) = admin.create_topics([NewTopic(name, 1, 1, config=config)]).values()
-    future.result(30)
-    eventually(lambda: name in admin.list_topics(timeout=30).topics)
+    future.result(PATIENCE_S)
+    eventually(lambda: name in admin.list_topics(timeout=PATIENCE_S).topics)
 
 
 def payloads(records: Sequence[Record]) -> list[bytes]:
@@ -65,8 +66,8 @@ def numbered(first: int, end: int) -> list[Entry]:
     return [Entry("k", b"%d" % n) for n in range(first, end)]
 
 
-def eventually(what: Callable[[], bool], deadline_s: float = 200) -> None:
-    end_s = time.monotonic() + deadline_s
+def eventually(what: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
     while not what():
         assert time.monotonic() < end_s
         time.sleep(0.05)
@@ -147,7 +148,7 @@ def test_a_record_says_which_schema_it_has(log: KafkaLog, kafka_broker: Broker, 
     log.append("t", [Entry("k", b"1")])
     consumer = Consumer({"bootstrap.servers": kafka_broker.address, "group.id": "x"})
     consumer.assign([TopicPartition(f"{prefix}.t", 0, 0)])
-    message = consumer.poll(30)
+    message = consumer.poll(PATIENCE_S)
     consumer.close()
     assert message is not None
     assert message.headers() == [("schema-version", b"1")]
@@ -212,7 +213,7 @@ def test_an_offset_that_was_deleted_is_an_error_that_names_both(
     log.append("t", numbered(0, 10))
     assert len(log.read("t", 0, 0, 3)) == 3
     (future,) = admin.delete_records([TopicPartition(f"{prefix}.t", 0, 6)]).values()
-    future.result(30)
+    future.result(PATIENCE_S)
     fresh = KafkaLog(kafka_broker.url(prefix))
     with pytest.raises(LogError, match="offset 2 was deleted: the log starts at 6"):
         fresh.read("t", 0, 2, 5)
@@ -228,7 +229,7 @@ def test_a_deletion_under_a_reader_is_an_error_too(log: KafkaLog, admin: AdminCl
     cursor = log._consuming._cursor(f"{prefix}.t", 0, 2)
     log._consuming._look(cursor)
     (future,) = admin.delete_records([TopicPartition(f"{prefix}.t", 0, 6)]).values()
-    future.result(30)
+    future.result(PATIENCE_S)
     with pytest.raises(LogError, match="offset 2 was deleted: the log starts at 6"):
         log.read("t", 0, 2, 5)
 
@@ -254,13 +255,13 @@ def test_an_open_transaction_holds_the_watermark(log: KafkaLog, kafka_broker: Br
     producer = _transactional(kafka_broker)
     producer.begin_transaction()
     producer.produce(f"{prefix}.t", b"1", b"k")
-    producer.flush(30)
+    producer.flush(PATIENCE_S)
     reader = OrderedReader(log, "t", None, lambda: _now_ms() + 1_000_000, 0)
     assert payloads(reader.poll(10)) == [b"0"]
     assert (log.end_offset("t", 0), reader.caught_up()) == (2, False)
     assert payloads(list(read_all(log, "t"))) == [b"0"]
     assert reader.low_stamp_ms <= _now_ms()
-    producer.commit_transaction(30)
+    producer.commit_transaction(PATIENCE_S)
     eventually(lambda: payloads(reader.poll(10)) == [b"1"])
     eventually(lambda: reader.poll(10) == [] and reader.caught_up())
     assert reader.behind == 0
@@ -308,7 +309,7 @@ def test_what_was_acknowledged_survives_kills_of_the_broker_and_readers_go_on(ka
                     assert log.start_offset("idle", 0) == 0
         finally:
             stop.set()
-            writer.join(300)
+            writer.join(PATIENCE_S)
         eventually(lambda: (got.extend(reader.poll(1_000)), reader.caught_up())[1])
         log.close()
     finally:
@@ -373,7 +374,7 @@ def grant(admin: AdminClient, prefix: str, operations: Sequence[AclOperation]) -
     pattern = (ResourceType.TOPIC, f"{prefix}.", ResourcePatternType.PREFIXED, f"User:{USER}", "*")
     bindings = [AclBinding(*pattern, operation, AclPermissionType.ALLOW) for operation in operations]
     for future in admin.create_acls(bindings).values():
-        future.result(30)
+        future.result(PATIENCE_S)
 
 
 def test_tls_sasl_and_the_rights_of_the_manual_are_enough(secure: str, admin: AdminClient, prefix: str) -> None:
@@ -448,12 +449,12 @@ def _produce(broker: Broker, name: str, records: Sequence[tuple[bytes | None, by
     producer = Producer({"bootstrap.servers": broker.address})
     for key, value in records:
         producer.produce(name, value, key, partition=0)
-    assert producer.flush(30) == 0
+    assert producer.flush(PATIENCE_S) == 0
 
 
 def _transactional(broker: Broker) -> Producer:
     producer = Producer({"bootstrap.servers": broker.address, "transactional.id": f"test-{next(_numbers)}"})
-    producer.init_transactions(60)
+    producer.init_transactions(PATIENCE_S)
     return producer
 
 
@@ -461,18 +462,18 @@ def _transact(producer: Producer, name: str, values: Sequence[bytes], *, commit:
     producer.begin_transaction()
     for value in values:
         producer.produce(name, value, b"k")
-    producer.flush(30)
+    producer.flush(PATIENCE_S)
     if commit:
-        producer.commit_transaction(30)
+        producer.commit_transaction(PATIENCE_S)
     else:
-        producer.abort_transaction(30)
+        producer.abort_transaction(PATIENCE_S)
 
 
 def _config(admin: AdminClient, name: str) -> dict[str, str]:
     from confluent_kafka.admin import ConfigResource
 
     (future,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name)]).values()
-    return {key: entry.value for key, entry in future.result(30).items()}
+    return {key: entry.value for key, entry in future.result(PATIENCE_S).items()}
 
 
 def _alter(admin: AdminClient, name: str, key: str, value: str) -> None:
@@ -481,5 +482,5 @@ def _alter(admin: AdminClient, name: str, key: str, value: str) -> None:
     entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
     (future,) = admin.incremental_alter_configs([resource]).values()
-    future.result(30)
+    future.result(PATIENCE_S)
     eventually(lambda: _config(admin, name)[key] == value)
