@@ -108,7 +108,10 @@ def site(template, tmp_path_factory):
     site.publish("base", 2, scale=2)
     site.serve("base", 1, 2)
     quick = {"max_num_load_retries": 0, "load_retry_interval_micros": 0, "num_load_threads": 4}
-    with launch.running_server(site.config, timeout_s=TIMEOUT_S, **quick) as server, ModelServer(server.target) as client:
+    with (
+        launch.running_server(site.config, timeout_s=TIMEOUT_S, **quick) as server,
+        ModelServer(server.target) as client,
+    ):
         site.target, site.client = server.target, client
         _scenery(site)
         site.until("base", v1="AVAILABLE", v2="AVAILABLE")

@@ -73,7 +73,7 @@ def check_shares(loop: Loop, decided: dict[int, list[Impression]]) -> None:
 
 
 def fallbacks_on_trial(loop: Loop, ended_ms: int) -> int:
-    """Of users on the share, while version 2 was tried: such a page is one of the version that would have decided it."""
+    """Of users on the share, while version 2 was tried: a page is one of the version that would have decided it."""
     [began_ms] = [v.time_ms for v in read_verdicts(loop.models) if (v.version, v.reason) == (2, "canary")]
     pages = [p for p in logged_pages(loop) if began_ms <= p.time_ms < ended_ms and on_share(loop, p)]
     return sum((p.decision.bucket, p.decision.decided_by) == ("treated", DecidedBy.FALLBACK) for p in pages)
