@@ -4,6 +4,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"pageturn/clients/go/agentpb"
 )
@@ -67,13 +69,7 @@ func (c *Client) Decide(ctx context.Context, page *agentpb.DecideRequest) ([]str
 // Report returns nil once all events are in the agent's log. Until then it sends them again, with the ids they have, so
 // that each counts once. It gives up when the context ends, or when the agent refuses an event as wrong.
 func (c *Client) Report(ctx context.Context, feedback ...*agentpb.Feedback) error {
-	now := time.Now().UnixMilli()
-	for _, event := range feedback {
-		if event.TimeMs == nil {
-			event.TimeMs = &now // it happened now, however late it is delivered
-		}
-	}
-	request := &agentpb.ReportRequest{Feedback: feedback}
+	request := &agentpb.ReportRequest{Feedback: dated(feedback, time.Now().UnixMilli())}
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := c.reportOnce(ctx, request)
 		if err == nil || status.Code(err) == codes.InvalidArgument {
@@ -92,6 +88,18 @@ func (c *Client) reportOnce(ctx context.Context, request *agentpb.ReportRequest)
 	defer cancel()
 	_, err := c.agent.Report(call, request)
 	return err
+}
+
+// An event without a time happened now, however late it is delivered. The caller's own stays as it is: it may be shared.
+func dated(feedback []*agentpb.Feedback, nowMs int64) []*agentpb.Feedback {
+	events := slices.Clone(feedback)
+	for i, event := range events {
+		if event.TimeMs == nil {
+			events[i] = proto.CloneOf(event)
+			events[i].TimeMs = &nowMs
+		}
+	}
+	return events
 }
 
 func received(page *agentpb.DecideRequest) []string {

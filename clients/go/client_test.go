@@ -16,6 +16,12 @@ import (
 
 type agent struct {
 	agentpb.UnimplementedAgentServer
+	reported chan []*agentpb.Feedback
+}
+
+func (a agent) Report(_ context.Context, report *agentpb.ReportRequest) (*agentpb.ReportResponse, error) {
+	a.reported <- report.GetFeedback()
+	return &agentpb.ReportResponse{}, nil
 }
 
 func (agent) Decide(_ context.Context, page *agentpb.DecideRequest) (*agentpb.DecideResponse, error) {
@@ -84,5 +90,39 @@ func TestWhereNobodyAnswersTheOrderIsThatOfTheRequest(t *testing.T) {
 	shown, decision, err := client.Decide(ctx, page)
 	if err == nil || decision != nil || len(shown) != 2 || shown[0] != "x" || shown[1] != "y" {
 		t.Fatalf("expected x, y and an error, found %v, %v, %v", shown, decision, err)
+	}
+}
+
+func TestAnEventWithoutATimeHappenedWhenItWasReported(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, reported := grpc.NewServer(), make(chan []*agentpb.Feedback, 1)
+	agentpb.RegisterAgentServer(server, agent{reported: reported})
+	go server.Serve(listener)
+	defer server.Stop()
+	client, err := New(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	then := int64(1_700_000_000_000)
+	dated, undated := &agentpb.Feedback{EventId: "1", TimeMs: &then}, &agentpb.Feedback{EventId: "2"}
+	ctx, cancel := context.WithTimeout(context.Background(), 250*time.Second)
+	defer cancel()
+	before := time.Now().UnixMilli()
+	if err := client.Report(ctx, dated, undated); err != nil {
+		t.Fatal(err)
+	}
+	events := <-reported
+	if len(events) != 2 || events[0].GetTimeMs() != then || events[1].GetEventId() != "2" {
+		t.Fatalf("expected both events, the first as it was dated, found %v", events)
+	}
+	if at := events[1].GetTimeMs(); at < before || at > time.Now().UnixMilli() {
+		t.Fatalf("expected the time of the report, found %d", at)
+	}
+	if undated.TimeMs != nil {
+		t.Fatalf("the caller's event was changed: %v", undated)
 	}
 }
