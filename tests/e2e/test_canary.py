@@ -9,7 +9,7 @@ from model_export.verdicts import read_verdicts
 from pipeline.agent.buckets import on_canary
 from pipeline.records import DecidedBy, Impression
 from pipeline.serving.client import Prediction
-from tests.e2e.faulty_loop import Loop, eventually
+from tests.e2e.faulty_loop import Loop, Page, eventually
 from tests.e2e.faulty_matrix import check_whole, decided_pages, logged_pages
 from tests.e2e.faulty_trainer import CONFIG, POLICY
 
@@ -22,6 +22,10 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.needs_redis]
 
 def on_share(loop: Loop, page: Impression) -> bool:
     return on_canary(loop.config.buckets, POLICY, page.session_id, SHARE)
+
+
+def fallbacks_since(loop: Loop, since: int) -> list[Page]:
+    return [page for page in loop.pages[since:] if (page.bucket, page.decided_by) == ("treated", "fallback")]
 
 
 def outcome(loop: Loop, candidate: str) -> str:
@@ -47,9 +51,9 @@ def test_most_users_meet_a_version_only_when_it_has_done_well_on_a_share(loop: L
     assert outcome(loop, second) == "canary"
     [verdict] = [v for v in read_verdicts(loop.models) if v.outcome == "sent_back"]
     assert (verdict.version, verdict.reason, verdict.checks[0].value > 0.9) == (3, "live_fallbacks", True)
+    eventually(lambda: len(fallbacks_since(loop, since)) >= PAGES, "the pages that it was judged by, with their users")
     treated = [page for page in loop.pages[since:] if page.bucket == "treated"]
-    fallbacks = sum(page.decided_by == "fallback" for page in treated)
-    assert PAGES <= fallbacks < 0.5 * len(treated)
+    assert len(fallbacks_since(loop, since)) < 0.5 * len(treated)
     since = len(loop.pages)
     eventually(lambda: loop.policy_decides(since, version=2), "pages by the version beside it")
     assert (loop.pointer().canary, loop.pointer().frozen, loop.failed) == (None, True, [])
