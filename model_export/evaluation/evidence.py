@@ -206,7 +206,7 @@ def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
     how the buckets are filled: where it loses some and means say worse, totals do hardly later. Totals alone take many
     more units.
 
-    Trouble with the measurement stands in the way of a certificate, not of an end.
+    Trouble with the measurement stands in the way of a certificate, not of an end; but of nobody nothing is concluded.
     """
     as_hashed = filled_as_hashed(found)
     if _worse(found, as_hashed):
@@ -229,11 +229,18 @@ def _concluded(rules: Certification, found: Evidence) -> tuple[Conclusion, str]:
 
 
 def _worse(found: Evidence | Rate, as_hashed: bool) -> bool:
+    if not (_is_known(found.policy) and _is_known(found.baseline)):
+        return False
     totals = found.totals
     if totals is not None and _below(totals.difference) and _below(totals.budget):
         return True
     agreed = totals is None or (as_hashed and _mean(totals.difference) < 0 and _mean(totals.budget) < 0)
     return agreed and _below(found.difference) and _below(found.budget)
+
+
+def _is_known(side: Side | float | None) -> bool:
+    """Where nobody was seen, that is no reward of 0: such a side is far below any other, or above it."""
+    return side.units > 0 if isinstance(side, Side) else side is not None
 
 
 def _trouble(rules: Certification, found: Evidence) -> str:

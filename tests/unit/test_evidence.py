@@ -270,6 +270,18 @@ def test_trouble_does_not_stand_in_the_way_of_an_end() -> None:
     assert evidence(plan(), Epoch(), crowd(1.0, 2.0, fallbacks=1), late=9_999).conclusion == "ended"
 
 
+@pytest.mark.parametrize("epoch", [Epoch(), Epoch(2, served_before=True)], ids=["means", "totals"])
+@pytest.mark.parametrize("bucket", ["r", "c"])
+def test_where_one_side_has_no_units_nothing_ends(epoch: Epoch, bucket: str) -> None:
+    """The contrast of a side with nobody is far from zero: events are lost, or agents do not know the bucket yet."""
+    reward, clicked = (-2.0, 0.0) if bucket == "r" else (2.0, 1.0)
+    units = [Unit(i, bucket, reward, 4, 0) for i in range(2_000)]
+    clicks = [Unit(i, "c", clicked, 4, 0) for i in range(2_000)]
+    found = evidence(plan(click_budget=0.1), epoch, units, rated={"clicks": clicks})
+    assert found.difference.high < 0
+    assert (found.conclusion, found.reason) == ("not_enough", "no_units")
+
+
 # Who comes at all ------------------------------------------------------------------------------------------------
 
 
