@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from model_export.checks import Verdict
-from model_export.desired import DesiredState, PolicyState, follow
+from model_export.desired import DesiredState, PolicyState, follow, without_epoch
 from model_export.evaluation.evidence import (
     Epoch,
     Evidence,
@@ -53,6 +52,7 @@ from pipeline.logs.ordered import OrderedReader
 from pipeline.logs.reading import read_on
 
 EVIDENCE = "evidence.json"
+_EPOCH = "epoch-"
 _READ = 2_000  # records between two looks at the candidates
 _SHARE = 0.005  # of the units: so many new ones are worth another look, or looking would cost ever more
 _LOG = logging.getLogger(__name__)
@@ -114,9 +114,8 @@ class Certifier:
         drawn: list[Verdict] = []
         for name, policy in state.policies.items():
             if policy.pointer.stable is not None and policy.epoch is None and not _rests(policy):
-                first = 1 + _looked_at(self._site.models, name)
-                past = (n for n in count(first) if verdicts.verdict_on(name, _name(n)) is None)
-                state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, policy, next(past))))
+                spent = max(policy.spent, _looked_at(self._site.models, name), _last_judged(verdicts, name))
+                state = self._site.write(state, name, replace(policy, epoch=self._epoch(name, policy, spent + 1)))
             state, verdict = self._superseded(verdicts, state, name)
             drawn += [verdict] if verdict else []
         return state, drawn
@@ -222,8 +221,10 @@ class Certifier:
             # itself, which is for an operator to decide.
             assert changed.certified is not None  # since the first version
             changed = replace(changed, pointer=send_back(self._site, policy, changed.pointer, changed.certified))
-        following = None if _rests(changed) else self._epoch(policy, changed, case.epoch.number + 1)
-        changed = replace(changed, epoch=following)
+        if _rests(changed):
+            changed = without_epoch(changed)
+        else:
+            changed = replace(changed, epoch=self._epoch(policy, changed, case.epoch.number + 1))
         return self._site.write(state, policy, follow(changed, changed.pointer, self._site.clock_ms())), verdict
 
     def _evidence(self, case: _Case) -> Evidence | None:
@@ -263,9 +264,17 @@ def _stamp_at(log: EventLog, topic: str, partition: int, offset: int) -> int:
 
 
 def _looked_at(models: Path, policy: str) -> int:
-    """The number of the epoch of which units were last seen; 0 of none."""
+    """The number of the last epoch of which units were seen; 0 of none. One that has only begun follows that one."""
     found = read_evidence(models).get(policy)
-    return found.epoch if found is not None and found.policy.units + found.baseline.units > 0 else 0
+    if found is None:
+        return 0
+    return found.epoch if found.policy.units + found.baseline.units > 0 else found.epoch - 1
+
+
+def _last_judged(verdicts: VerdictLog, policy: str) -> int:
+    """The number of the last epoch of which the verdict is remembered, 0 of none: not of all that are before it."""
+    numbers = (name.removeprefix(_EPOCH) for name in verdicts.judged(policy) if name.startswith(_EPOCH))
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def _rests(policy: PolicyState) -> bool:
@@ -276,7 +285,7 @@ def _rests(policy: PolicyState) -> bool:
 
 
 def _name(epoch: int) -> str:
-    return f"epoch-{epoch}"
+    return f"{_EPOCH}{epoch}"
 
 
 def _verdict(policy: str, state: PolicyState, found: Evidence) -> Verdict:

@@ -65,7 +65,8 @@ class PolicyState(Struct, frozen=True, omit_defaults=True):
     pointer: Pointer = Pointer()  # as last seen in the store, to fill it again
     loaded: tuple[Loaded, ...] = ()  # by version
     pending: Pending | None = None
-    epoch: Epoch | None = None  # of the second tier; None: no evidence was gathered yet
+    epoch: Epoch | None = None  # of the second tier; None: no evidence was gathered yet, or it rests after an end
+    spent: int = 0  # without an epoch, the number of the last: what it had of alpha is not given out again
     turn: Turn | None = None  # decided, and not yet both done and on record
 
     def versions(self) -> tuple[int, ...]:
@@ -114,6 +115,10 @@ def follow(policy: PolicyState, pointer: Pointer, now_ms: int) -> PolicyState:
     """
     certified = policy.certified or pointer.stable
     return _with_roles(replace(policy, pointer=pointer, certified=certified), now_ms)
+
+
+def without_epoch(policy: PolicyState) -> PolicyState:
+    return replace(policy, epoch=None, spent=policy.epoch.number if policy.epoch else policy.spent)
 
 
 def drop(policy: PolicyState, versions: frozenset[int]) -> PolicyState:

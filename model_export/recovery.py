@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from model_export import volume
 from model_export.candidate import PARAMETERS, Candidate, CandidateError
-from model_export.desired import DesiredState, PolicyState, follow, read_desired, write_desired
+from model_export.desired import DesiredState, PolicyState, follow, read_desired, without_epoch, write_desired
 from model_export.publisher import version_record
 from model_export.sending_back import tell_candidates
 from model_export.site import Site, VolumeError, was_lost
@@ -113,8 +113,8 @@ def _without_what_is_gone(
         instead = _last_served(verdicts, name, known)
         _LOG.error("%s: version %d is not on this volume; instead: %s", name, stable.version, instead)
         certified = policy.certified if policy.certified and _is_there(site, policy, policy.certified) else instead
-        epoch = policy.epoch if certified else None  # without a version to end in, it has none to judge either
-        policy = replace(policy, certified=certified, pending=None, turn=None, epoch=epoch)
+        policy = replace(policy, certified=certified, pending=None, turn=None)
+        policy = policy if certified else without_epoch(policy)  # which has no version to end in
     return follow(policy, _repointed(site, name, policy, instead), site.clock_ms())
 
 

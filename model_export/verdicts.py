@@ -51,6 +51,10 @@ class VerdictLog:
     def verdict_on(self, policy: str, candidate: str) -> Judged | None:
         return self._judged.get(policy, {}).get(candidate)
 
+    def judged(self, policy: str) -> Collection[str]:
+        """Those on whom the verdict is remembered, in order of judgement."""
+        return self._judged.get(policy, {}).keys()
+
     def last_accepted(self, policy: str, among: Collection[int] | None = None) -> int | None:
         """The last version that went to all of its buckets, at once or when it was promoted, and was not sent back."""
         judged = list(self._judged.get(policy, {}).values())

@@ -471,6 +471,52 @@ def test_nor_one_that_was_open_and_had_been_looked_at(feed: Feed) -> None:
     assert feed.epoch().number == 2
 
 
+def forgotten(feed: Feed, epoch: int) -> None:
+    """As after very many candidates, of which only so many verdicts are kept."""
+    path = feed.world.models / "verdicts.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if f'"epoch-{epoch}"' not in line))
+
+
+def test_nor_does_one_whose_verdict_is_forgotten_while_the_policy_rests(feed: Feed) -> None:
+    """Another policy's evidence has taken its place in the file."""
+    published(feed, 1_000)
+    feed.earn(1.0, 2.0)
+    feed.run()
+    forgotten(feed, 1)
+    (feed.world.models / "evidence.json").unlink()
+    release(feed.world.store, "fd", "rl")
+    feed.run()
+    assert feed.epoch().number == 2
+
+
+def test_after_one_that_is_forgotten_none_begins_that_was_concluded_after_it(feed: Feed) -> None:
+    """Or what was concluded of that one would be done again."""
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    feed.earn(1.0, 2.0)
+    feed.run()
+    assert [verdict.outcome for verdict in feed.conclusions()] == ["certified", "ended"]
+    forgotten(feed, 1)
+    for name in ("evidence.json", "desired.json"):
+        (feed.world.models / name).unlink()
+    release(feed.world.store, "fd", "rl")
+    feed.run()
+    assert feed.epoch().number == 3
+
+
+def test_of_an_epoch_that_has_only_begun_those_before_are_spent(feed: Feed) -> None:
+    published(feed, 1_000)
+    feed.earn(3.0, 2.0)
+    feed.run()
+    assert read_evidence(feed.world.models)["rl"].policy.units == 0
+    forgotten(feed, 1)
+    (feed.world.models / "desired.json").unlink()
+    feed.run()
+    assert feed.epoch().number == 2
+
+
 def test_a_log_out_of_reach_does_not_keep_versions_back(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         message = "no broker answers"
