@@ -298,6 +298,18 @@ def test_no_total_is_further_from_its_prediction_than_the_reach(
     assert np.all(np.abs(seen.x - seen.p) <= terms.reach() * (1 + 1e-9))
 
 
+@pytest.mark.parametrize("totals", [False, True], ids=["means", "totals"])
+def test_no_prediction_knows_what_it_is_a_prediction_of(totals: bool) -> None:
+    """Or the sum of squares is too small, by too little to be seen in the share of runs that are wrong."""
+    rng = np.random.default_rng(14)
+    r, treated = rng.exponential(1.0, 40), rng.random(40) < TERMS.share
+    terms = Terms(TERMS.share, 0.0, 5.0, lift=0.1, totals=totals)
+    made = observe(terms, r, treated).p
+    for i in range(40):
+        others = np.where(np.arange(40) < i, r, 5.0 - r), np.where(np.arange(40) < i, treated, ~treated)
+        assert observe(terms, *others).p[: i + 1] == pytest.approx(made[: i + 1], abs=1e-12)
+
+
 def test_a_mismatch_of_buckets_and_slots_is_found_and_not_invented() -> None:
     rng = np.random.default_rng(9)
     ours = np.cumsum(rng.random((300, 1_000)) < 1 / 3, -1)

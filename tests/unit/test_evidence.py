@@ -371,6 +371,50 @@ def test_nor_is_their_own_difference_enough() -> None:
     assert evidence(plan(budget=0.9), SERVED, fewer).conclusion == "not_enough"
 
 
+def test_of_totals_of_a_baseline_that_loses_a_lift_means_nothing_either() -> None:
+    """Above half as much more than a loss, or below half of it, is also who does as the baseline, or better."""
+    rules = {"unit_reward": (-2.0, 0.0)}
+    same = evidence(plan(certify_above=0.5, **rules), SERVED, crowd(-1.0, -1.0, spread=0.2))
+    assert same.totals.gain.low > 0 > same.totals.difference.low
+    assert same.conclusion == "not_enough"
+    better = evidence(plan(budget=0.5, **rules), SERVED, crowd(-0.9, -1.0, spread=0.2))
+    assert better.totals.budget.high < 0 < better.totals.difference.mean
+    assert better.conclusion != "ended"
+
+
+def test_nor_does_a_lift_of_such_a_baseline_make_totals_agree() -> None:
+    def shuffled(ours: float, bucket: str, more: int) -> list[Unit]:
+        units = crowd(ours, -1.0, spread=0.05) + [Unit(0, bucket, -1.0, 4, 0)] * more
+        return [units[i] for i in np.random.default_rng(4).permutation(len(units))]
+
+    worse = evidence(plan(unit_reward=(-2.0, 0.0), budget=0.1), SERVED, shuffled(-1.05, "c", 400))
+    assert worse.budget.high < worse.difference.high < 0
+    assert worse.totals.budget.mean < 0 < worse.totals.difference.mean
+    better = evidence(plan(unit_reward=(-2.0, 0.0), certify_above=0.1), SERVED, shuffled(-0.95, "r", 120))
+    assert better.gain.low > better.difference.low > 0
+    assert better.totals.gain.mean > 0 > better.totals.difference.mean
+    assert [worse.conclusion, better.conclusion] == ["not_enough", "not_enough"]
+
+
+def test_a_rate_has_as_much_of_alpha_as_the_reward() -> None:
+    units = [Unit(0, unit.bucket, float(unit.reward > 2), 4, 0) for unit in crowd(2.2, 2.0)]
+    found = evidence(plan(unit_reward=(0.0, 1.0), click_budget=0.0), SERVED, units, rated={"clicks": units})
+    (clicks,) = found.rates
+    assert (clicks.difference, clicks.totals) == (found.difference, found.totals)
+    assert found.alpha == pytest.approx(0.05 / 6 / 2 / 2)
+
+
+def test_clicks_of_those_who_come_end_nothing_where_more_come_than_are_hashed() -> None:
+    units = kept(250, 0.2, ours=1.85, spread=0.1)
+    clicks = [Unit(0, unit.bucket, unit.reward / 4, 4, 0) for unit in units]
+    found = evidence(plan(click_budget=0.0), SERVED, units, rated={"clicks": clicks})
+    (rate,) = found.rates
+    assert rate.budget.high < 0
+    assert rate.totals is not None
+    assert rate.totals.budget.mean < 0 < rate.totals.budget.high
+    assert (found.conclusion, found.reason) == ("not_enough", "sample_ratio")
+
+
 def test_no_policy_decides_which_sessions_there_are() -> None:
     config = make_config()
     by_session = msgspec.structs.replace(config, buckets=msgspec.structs.replace(config.buckets, unit="session_id"))
