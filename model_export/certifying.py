@@ -278,8 +278,9 @@ def _last_judged(verdicts: VerdictLog, policy: str) -> int:
 
 
 def _rests(policy: PolicyState) -> bool:
-    """After an end, until an operator lets go of it: there is nothing to learn of the version that was certified but
-    which users the policy lost before, and that would end the next epoch, and freeze again what was released."""
+    """Frozen on the version that is certified, as after an end, until an operator lets go of it: there is nothing to
+    learn of it but which users the policy lost before, and that would end the next epoch, and freeze again what was
+    released. One that an operator has pinned is there to be looked at."""
     pointer = policy.pointer
     return pointer.frozen and not pointer.pinned and pointer.stable == policy.certified
 

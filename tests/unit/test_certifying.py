@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -19,7 +20,7 @@ from model_export.controller import ControllerError, Summary
 from model_export.evaluation.evidence import Epoch
 from model_export.served import serving
 from model_export.status import status
-from model_export.switches import pin, release
+from model_export.switches import freeze, pin, release
 from model_export.verdicts import read_verdicts
 from pageturn.operating import _policy_rows
 from pipeline.config.schema import Certification, Stream
@@ -164,6 +165,38 @@ def test_a_worse_bucket_that_is_pinned_stays_and_is_on_record(feed: Feed) -> Non
     assert verdict.detail.endswith("; it is pinned, and stays")
     assert serving(read_verdicts(feed.world.models)).version == version
     assert feed.epoch().number == 2
+
+
+def test_of_a_frozen_version_nothing_is_judged_once_it_is_certified(feed: Feed) -> None:
+    published(feed, 1_000)
+    freeze(feed.world.store, "fd", "rl")
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+    assert feed.epoch() is None
+    release(feed.world.store, "fd", "rl")
+    feed.run()
+    assert feed.epoch().number == 2
+
+
+def test_a_version_that_is_pinned_is_judged_on_when_it_is_certified(feed: Feed) -> None:
+    published(feed, 1_000)
+    pin(feed.world.store, "fd", "rl")
+    feed.earn(3.0, 2.0)
+    assert feed.run().concluded == {"certified": 1}
+    assert feed.world.pointer().frozen
+    assert feed.epoch().number == 2
+
+
+def test_a_version_that_is_frozen_and_not_certified_is_judged(feed: Feed) -> None:
+    """Also where the controller begins anew: where desired state was lost, say."""
+    published(feed, 1_000)
+    freeze(feed.world.store, "fd", "rl")
+    path = feed.world.models / "desired.json"
+    kept = msgspec.json.decode(path.read_bytes())
+    del kept["policies"]["rl"]["epoch"]
+    path.write_bytes(msgspec.json.encode(kept))
+    feed.run()
+    assert feed.epoch() is not None
 
 
 def test_the_status_says_how_the_open_epoch_stands(feed: Feed) -> None:
