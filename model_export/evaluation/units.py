@@ -146,7 +146,8 @@ class Units:
         self._upto_ms = -1  # units with a first page up to here have settled
 
     def take(self, partition: int, page: SeenPage) -> None:
-        """A transition, as the log has it. One that comes again changes nothing."""
+        """A transition, as the log has it. One that comes again changes nothing while its unit is open; once that has
+        settled it is late, since which ones the unit had is no longer known."""
         self._newest_ms[partition] = max(self._newest_ms.get(partition, 0), page.time_ms)
         window = self.window
         if page.time_ms < window.start_ms or page.decision.bucket not in window.buckets:
